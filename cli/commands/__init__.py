@@ -1,0 +1,1 @@
+"""One module for each command; its function carries the same name."""

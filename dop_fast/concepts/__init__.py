@@ -1,0 +1,1 @@
+"""ACE: segments, activations, clusters, concept activation vectors."""

@@ -1,0 +1,266 @@
+"""Every setting, once: name, type, default, range and help.
+
+The TOML file, the command-line options and the Python functions all take their settings from
+these classes. A value out of range raises `ConfigError` wherever it came from.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from dop_fast.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    panel: str = "Options",
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    choices: tuple[str, ...] = (),
+) -> T:
+    """Declare one setting: its default and, for every reader of it, its meaning and range."""
+    about = {
+        "help": help,
+        "panel": panel,
+        "range": (low, high, open_low, open_high),
+        "choices": choices,
+    }
+    made: T = field(default=default, metadata=about)
+    return made
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Settings of one stage, checked when made."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            _check_type(item, value)
+            _check_range(item, value)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Build from TOML values; an unknown key is refused with the nearest known one."""
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                raise ConfigError(
+                    f"[{where}] has an unknown key: {key}",
+                    f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}",
+                )
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**lists)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON and TOML."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short hash of JSON-able values, for "is this still the same?"."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _check_type(item: "dataclasses.Field[Any]", value: object) -> None:
+    expected = type(item.default)
+    fits = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        fits = True
+    if not fits:
+        raise ConfigError(
+            f"{item.name} must be of type {expected.__name__}, got {value!r}",
+            f"{item.name}: {item.metadata['help']}",
+        )
+
+
+def _check_range(item: "dataclasses.Field[Any]", value: Any) -> None:
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        raise ConfigError(
+            f"{item.name} does not know {value!r}",
+            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(choices)}",
+        )
+    low, high, open_low, open_high = item.metadata["range"]
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, str | bool):
+            continue
+        above = number > low if open_low else number >= low
+        below = number < high if open_high else number <= high
+        if not (above and below):  # also catches NaN
+            raise ConfigError(
+                f"{item.name} must lie in {span(item)}, got {number}",
+                f"{item.name}: {item.metadata['help']}",
+            )
+
+
+def span(item: "dataclasses.Field[Any]") -> str:
+    """Return a setting's range in mathematical notation, or an empty text."""
+    low, high, open_low, open_high = item.metadata["range"]
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    left = "(" if open_low or math.isinf(low) else "["
+    right = ")" if open_high or math.isinf(high) else "]"
+    bounds = ["-inf" if math.isinf(low) else f"{low:g}", "inf" if math.isinf(high) else f"{high:g}"]
+    return f"{left}{', '.join(bounds)}{right}"
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DataConfig(StageConfig):
+    """Where the images are and how they enter a network."""
+
+    path: str = setting("", "folder of classes, zip of one, or a torchvision data set's name")
+    size: int = setting(224, "images enter the network as size x size pixels", low=8)
+    val_share: float = setting(
+        0.2, "share held out where there is no val/ folder", low=0, high=1, open_low=True,
+        open_high=True,
+    )  # fmt: skip
+    mean: tuple[float, ...] = setting(IMAGENET_MEAN, "mean of R, G, B in [0, 1]")
+    std: tuple[float, ...] = setting(IMAGENET_STD, "standard deviation of R, G, B")
+
+
+@dataclass(frozen=True)
+class TeacherConfig(StageConfig):
+    """The trained classifier whose concepts are extracted."""
+
+    name: str = setting("resnet18", "architecture")
+    weights: str = setting(
+        "", "file of weights; DEFAULT: torchvision's own; empty: not trained yet"
+    )
+    layer: str = setting("", "bottleneck layer l, by module name; empty: the penultimate one")
+
+
+@dataclass(frozen=True)
+class ModelConfig(StageConfig):
+    """The network that is pruned and trained."""
+
+    name: str = setting("resnet18", "architecture")
+
+
+@dataclass(frozen=True)
+class ExtractConfig(StageConfig):
+    """ACE (Ghorbani et al., 2019), per class."""
+
+    images: int = setting(50, "images of a class to discover concepts in", low=4)
+    tcav_images: int = setting(50, "further images of the class to score concepts on", low=1)
+    n_segments: tuple[int, ...] = setting(
+        (), "SLIC resolutions; none: 15,50,80, or 5,10,15 up to 32 px", low=1, panel="Segments"
+    )
+    compactness: float = setting(20.0, "SLIC compactness", low=0, open_low=True, panel="Segments")
+    sigma_blur: float = setting(1.0, "blur before SLIC, in pixels", low=0, panel="Segments")
+    min_area: float = setting(
+        0.001, "smallest segment, as a share of the image", low=0, high=1, panel="Segments"
+    )
+    jaccard: float = setting(
+        0.5, "drop a segment that overlaps one of an earlier resolution by more", low=0, high=1,
+        panel="Segments",
+    )  # fmt: skip
+    fill: int = setting(117, "grey value around a segment", low=0, high=255, panel="Segments")
+    clusters: int = setting(25, "K-means clusters of a class", low=1, panel="Concepts")
+    min_members: int = setting(20, "segments a cluster needs", low=1, panel="Concepts")
+    max_members: int = setting(40, "segments kept, nearest to the centre", low=1, panel="Concepts")
+    random_sets: int = setting(
+        20, "random sets that concepts are held against", low=2, panel="Concepts"
+    )
+    cav: str = setting(
+        "ridge", "linear separator: closed-form ridge, or SGD as published",
+        choices=("ridge", "sgd"), panel="Concepts",
+    )  # fmt: skip
+    gradient: str = setting(
+        "logprob", "direction that counts: of log p(class) or of its logit",
+        choices=("logprob", "logit"), panel="Concepts",
+    )  # fmt: skip
+    negatives: str = setting(
+        "segments", "what random sets are made of: segments or whole photos of other classes",
+        choices=("segments", "photos"), panel="Concepts",
+    )  # fmt: skip
+    alpha: float = setting(
+        0.01, "significance level of the TCAV test", low=0, high=1, open_low=True, panel="Concepts"
+    )
+    top: int = setting(
+        5, "concepts kept of each class, most important first", low=1, panel="Concepts"
+    )
+    batch_size: int = setting(128, "segments in one forward pass", low=1, panel="Compute")
+
+
+@dataclass(frozen=True)
+class StitchConfig(StageConfig):
+    """Super Stitching, Algorithm 2."""
+
+    sigma: float = setting(
+        0.75, "coverage threshold of a stitched patch", low=0, high=1, open_low=True,
+        open_high=True,
+    )  # fmt: skip
+    per_class: int = setting(10, "stitched patches of each class", low=1)
+    order: str = setting(
+        "round", "which segment is on top: the literal rounds, or one order of importance",
+        choices=("round", "importance"),
+    )  # fmt: skip
+    refills: int = setting(1, "times the waiting list refills in one patch before it ends", low=0)
+
+
+@dataclass(frozen=True)
+class PruneConfig(StageConfig):
+    """One-shot pruning at initialisation, Algorithm 1, lines 2 to 4."""
+
+    criterion: str = setting("grasp", "how weights are scored: a file of dop_fast/criteria")
+    sparsity: float = setting(
+        0.9, "share of the prunable weights to remove", low=0, high=1, open_high=True
+    )
+    material: str = setting(
+        "auto", "what weights are scored on; auto: stitched patches if there are any, else patches",
+        choices=("auto", "stitched", "patches", "images", "random-segments", "ones"),
+        panel="Data",
+    )  # fmt: skip
+    per_class: int = setting(10, "material of each class", low=1, panel="Data")
+    batch_size: int = setting(
+        100, "chunk: batch norm takes its statistics over this many", low=2, panel="Data"
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(StageConfig):
+    """SGD with the paper's recipe: 120 epochs, 0.1, divided by 10 at 30, 60 and 90."""
+
+    epochs: int = setting(120, "passes over the training images", low=1, panel="Schedule")
+    lr: float = setting(0.1, "learning rate", low=0, open_low=True, panel="Schedule")
+    milestones: tuple[float, ...] = setting(
+        (0.25, 0.5, 0.75), "shares of the epochs after which the rate falls tenfold",
+        low=0, high=1, panel="Schedule",
+    )  # fmt: skip
+    warmup: float = setting(
+        0.0, "share of the epochs over which the rate rises from zero", low=0, high=1,
+        panel="Schedule",
+    )  # fmt: skip
+    batch_size: int = setting(128, "images in a step", low=1, panel="Schedule")
+    momentum: float = setting(0.9, "SGD momentum", low=0, high=1, open_high=True, panel="Schedule")
+    weight_decay: float = setting(1e-4, "L2 penalty on all parameters", low=0, panel="Schedule")
+    augment: str = setting(
+        "auto", "auto: pad up to 64 px, else resized; each with a flip",
+        choices=("auto", "pad", "resized", "none"), panel="Data",
+    )  # fmt: skip
+    workers: int = setting(0, "processes that load images; 0: this one", low=0, panel="Data")
+    amp: str = setting(
+        "auto", "autocast: bf16 where the device computes in it, off elsewhere",
+        choices=("auto", "bf16", "off"), panel="Compute",
+    )  # fmt: skip

@@ -1,0 +1,26 @@
+"""Errors a user can act on: what went wrong, and what to do next."""
+
+
+class DopFastError(Exception):
+    """A known failure: `message` says what, `hint` what to run or change next."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(DopFastError):
+    """A setting is unknown, of the wrong type or out of range: a usage error."""
+
+
+class DataError(DopFastError):
+    """Images, classes or labels are missing, unreadable or too few."""
+
+
+class ModelError(DopFastError):
+    """A network, a layer or its weights do not fit."""
+
+
+class StoreError(DopFastError):
+    """A store, mask or run is missing, unfinished, foreign or already there."""

@@ -1,0 +1,1 @@
+"""From concepts to what a network is scored on."""

@@ -1,0 +1,156 @@
+"""A workspace: one folder with dopfast.toml, patches.zarr, masks/ and runs/.
+
+Every file name of the workspace stands here and nowhere else.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dop_fast.config import (
+    DataConfig,
+    ExtractConfig,
+    ModelConfig,
+    PruneConfig,
+    StageConfig,
+    StitchConfig,
+    TeacherConfig,
+    TrainConfig,
+    span,
+)
+from dop_fast.errors import ConfigError
+
+TOML = "dopfast.toml"
+STAGES: dict[str, type[StageConfig]] = {
+    "extract": ExtractConfig,
+    "stitch": StitchConfig,
+    "prune": PruneConfig,
+    "train": TrainConfig,
+    "finetune": TrainConfig,
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What dopfast.toml says; `stages` holds the keys set for each command, not the defaults."""
+
+    root: Path
+    seed: int
+    data: DataConfig
+    teacher: TeacherConfig
+    model: ModelConfig
+    stages: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def patches(self) -> Path:
+        """The store that `extract` makes."""
+        return self.root / "patches.zarr"
+
+    @property
+    def masks(self) -> Path:
+        """The folder of masks that `prune` makes."""
+        return self.root / "masks"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of runs: one folder for each training."""
+        return self.root / "runs"
+
+    @property
+    def teacher_weights(self) -> Path:
+        """Where `train` puts the teacher."""
+        return self.root / "teacher.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The page that `report` makes."""
+        return self.root / "report.html"
+
+    def resolve(self, path: str) -> Path:
+        """Return a path of dopfast.toml as seen from the workspace."""
+        return self.root / Path(path).expanduser()
+
+
+def load(root: Path) -> Workspace:
+    """Read the workspace at `root`; ConfigError where there is none or it has a wrong key."""
+    path = root / TOML
+    if not path.is_file():
+        raise ConfigError(
+            f"{root} is not a dopfast workspace: it has no {TOML}",
+            "make one: dopfast init --data DIR, or name one: dopfast -w DIR ...",
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from error
+    seed = content.pop("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ConfigError(f"seed must be a whole number, got {seed!r}", f"mend it in {path}")
+    sections: dict[str, type[StageConfig]] = {
+        "data": DataConfig,
+        "teacher": TeacherConfig,
+        "model": ModelConfig,
+        **STAGES,
+    }
+    for name, values in content.items():
+        if name not in sections or not isinstance(values, dict):
+            raise ConfigError(
+                f"{path} has an unknown section or key: {name}",
+                f"known: seed, {', '.join(f'[{section}]' for section in sections)}",
+            )
+        sections[name].from_dict(values, name)  # refuses unknown keys and wrong values now
+    return Workspace(
+        root,
+        seed,
+        DataConfig.from_dict(content.get("data", {}), "data"),
+        TeacherConfig.from_dict(content.get("teacher", {}), "teacher"),
+        ModelConfig.from_dict(content.get("model", {}), "model"),
+        {name: content.get(name, {}) for name in STAGES},
+    )
+
+
+def create(workspace: Workspace) -> Path:
+    """Write dopfast.toml with every key and its meaning; keys not set stand as comments."""
+    lines = ["# Settings of a dopfast workspace. Flag > environment > this file > default.", ""]
+    lines += ["# every random stream follows from this number", f"seed = {workspace.seed}"]
+    for name, config in (
+        ("data", workspace.data),
+        ("teacher", workspace.teacher),
+        ("model", workspace.model),
+    ):
+        lines += _section(name, config, set(config.to_dict()))
+    for name, stage in STAGES.items():
+        values = workspace.stages.get(name, {})
+        lines += _section(name, stage.from_dict(values, name), set(values))
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    path = workspace.root / TOML
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _section(name: str, config: StageConfig, given: set[str]) -> list[str]:
+    about = (type(config).__doc__ or "").splitlines()[0]
+    lines = ["", f"# {about}", f"[{name}]"]
+    values = config.to_dict()
+    for item in fields(config):
+        choices = item.metadata["choices"]
+        allowed = " | ".join(choices) if choices else span(item)
+        help_text = item.metadata["help"] + (f"  {allowed}" if allowed else "")
+        mark = "" if item.name in given else "# "
+        lines += [f"# {help_text}", f"{mark}{item.name} = {_toml(values[item.name])}"]
+    return lines
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+        return '"' + "".join(escapes.get(letter, letter) for letter in value) + '"'
+    return repr(value)
