@@ -1,0 +1,313 @@
+"""The only Click plumbing: options made from settings, panels, errors, output, progress."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dop_fast.config import StageConfig, span
+from dop_fast.errors import ConfigError, DopFastError
+from dop_fast.workspace import Workspace, load
+
+T = TypeVar("T")
+Body = Callable[..., "Outcome"]
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command tells: `result` for --json, `lines` for people, and the way on."""
+
+    result: dict[str, Any]
+    lines: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+    wrote: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    next: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every command in a workspace gets beside its own settings."""
+
+    workspace: Workspace
+    seed: int
+    device: str
+    force: bool
+    sources: dict[str, str]
+
+
+class Numbers(click.ParamType):
+    """Several numbers, separated by commas."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Turn `15,50,80`, a list of TOML or a default into a tuple."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            return tuple(self.kind(part) for part in parts if part != "")
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not numbers separated by commas", param, ctx)
+
+
+class Option(click.Option):
+    """An option that knows its panel in the help."""
+
+    def __init__(self, *args: Any, panel: str = "Options", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.panel = panel
+
+
+class Command(click.Command):
+    """A command whose help shows an example and its options in panels."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, then one section for each panel."""
+        with formatter.section("Example"):
+            formatter.write_text(self.example)
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record:
+                panels.setdefault(getattr(param, "panel", "Other"), []).append(record)
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+
+def settings(config: type[StageConfig]) -> Callable[[Body], Body]:
+    """Give a command one option for each setting, and its body `config`, checked."""
+
+    def decorate(body: Body) -> Body:
+        def wrapped(**values: Any) -> Outcome:
+            mine = {item.name: values.pop(item.name) for item in dataclasses.fields(config)}
+            return body(config=config(**mine), **values)
+
+        wrapped.__name__, wrapped.__doc__ = body.__name__, body.__doc__
+        wrapped.__click_params__ = [  # type: ignore[attr-defined]
+            *map(_option, dataclasses.fields(config)),
+            *getattr(body, "__click_params__", []),
+        ]
+        return wrapped
+
+    return decorate
+
+
+def _option(item: "dataclasses.Field[Any]") -> Option:
+    default = item.default
+    choices = item.metadata["choices"]
+    if choices:
+        kind: click.ParamType = click.Choice(choices)
+    elif isinstance(default, tuple):
+        whole = item.name == "n_segments" or (default and isinstance(default[0], int))
+        kind = Numbers(int if whole else float)
+    else:
+        kind = {float: click.FLOAT, int: click.INT, str: click.STRING}[type(default)]
+    text = item.metadata["help"] + (f"  {span(item)}" if span(item) else "")
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return Option(
+        [f"--{item.name.replace('_', '-')}", item.name],
+        type=kind,
+        default=default,
+        show_default=shown or False,
+        help=text,
+        panel=item.metadata["panel"],
+    )
+
+
+def _open_workspace(ctx: click.Context, param: click.Parameter, value: Path) -> Workspace | None:
+    if ctx.resilient_parsing:
+        return None
+    workspace = load(value)
+    ctx.default_map = dict(workspace.stages.get(ctx.info_name or "", {}))
+    return workspace
+
+
+def command(
+    example: str, *, workspace: bool = True, compute: bool = True
+) -> Callable[[Body], Command]:
+    """Make a command of a body that returns an Outcome; the common options come with it."""
+    options: list[click.Parameter] = []
+    if workspace:
+        options += [
+            Option(
+                ["-w", "--workspace"], type=click.Path(path_type=Path), default=".",
+                envvar="DOPFAST_WORKSPACE", show_default=True, is_eager=True,
+                callback=_open_workspace, help="folder with dopfast.toml", panel="Workspace",
+            ),
+            Option(
+                ["--seed"], type=click.INT, default=None, panel="Reproducibility",
+                help="number that every random stream follows from  [default: the workspace's]",
+            ),
+        ]  # fmt: skip
+    if compute:
+        options.append(
+            Option(
+                ["--device"],
+                default="auto",
+                show_default=True,
+                panel="Compute",
+                help="cpu, cuda, cuda:1; auto: the GPU if there is one",
+            )
+        )
+    options += [
+        Option(["--force"], is_flag=True, help="replace what is there", panel="Output"),
+        Option(["--dry-run"], is_flag=True, help="show every value and its source, then stop",
+               panel="Output"),
+        Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
+        Option(["-q", "--quiet"], is_flag=True, help="print results only", panel="Output"),
+    ]  # fmt: skip
+
+    def decorate(body: Body) -> Command:
+        def run(**values: Any) -> None:
+            ctx = click.get_current_context()
+            as_json, quiet = values.pop("json"), values.pop("quiet")
+            if values.pop("dry_run"):
+                _show_values(ctx, as_json)
+                return
+            if workspace:
+                values = _with_call(ctx, values)
+            outcome = body(**values)
+            _show(ctx, outcome, as_json=as_json, quiet=quiet)
+
+        own = getattr(body, "__click_params__", [])
+        about = (body.__doc__ or "").strip()
+        return Command(
+            name=body.__name__.rstrip("_").replace("_", "-"),
+            callback=run,
+            params=[*own, *options],
+            help=about,
+            example=example,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+
+    return decorate
+
+
+def _with_call(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+    opened: Workspace = values.pop("workspace")
+    seed = values.pop("seed")
+    call = Call(
+        workspace=opened,
+        seed=opened.seed if seed is None else seed,
+        device=values.pop("device", "cpu"),
+        force=values.pop("force"),
+        sources=_sources(ctx),
+    )
+    return {**values, "call": call}
+
+
+def _sources(ctx: click.Context) -> dict[str, str]:
+    names = {"COMMANDLINE": "flag", "DEFAULT_MAP": "dopfast.toml", "ENVIRONMENT": "environment"}
+    found = {}
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        found[name] = names.get(source.name, "default") if source else "default"
+    return found
+
+
+def _show_values(ctx: click.Context, as_json: bool) -> None:
+    sources = _sources(ctx)
+    rows = {
+        name: value.root if isinstance(value, Workspace) else value
+        for name, value in ctx.params.items()
+        if name not in ("json", "quiet", "dry_run")
+    }
+    if as_json:
+        values = {key: {"value": value, "source": sources[key]} for key, value in rows.items()}
+        click.echo(json.dumps({"schema": "dopfast.settings", "values": values}, default=str))
+        return
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        click.echo(f"{key:<{width}}  {value!s:<24} {sources[key]}")
+
+
+def _show(ctx: click.Context, outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        about = {"schema": f"dopfast.{ctx.info_name}", **outcome.result}
+        about |= {"read": outcome.read, "wrote": outcome.wrote, "warnings": outcome.warnings}
+        click.echo(json.dumps(about, default=str))
+        return
+    for line in outcome.lines:
+        click.echo(line)
+    for line in outcome.warnings:
+        click.secho(f"warning: {line}", fg="yellow", err=True)
+    if quiet:
+        return
+    for label, items in (("read", outcome.read), ("wrote", outcome.wrote)):
+        for item in items:
+            click.secho(f"{label:<6}{item}", dim=True, err=True)
+    if outcome.next:
+        click.echo(click.style("next  ", bold=True) + outcome.next, err=True)
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[str, ...]:
+    """Return a plain table: the first column to the left, the others to the right."""
+    cells = [header, *(tuple(map(str, row)) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        rest = "  ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append(f"{row[0].ljust(widths[0])}  {rest}".rstrip())
+    return tuple(lines)
+
+
+def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Pass `items` on behind a progress bar on stderr; nothing is drawn when it is piped."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=label)
+
+
+@contextmanager
+def failures(argv: list[str]) -> Iterator[None]:
+    """Turn known failures into a message, a hint and an exit code; leave bugs their traceback."""
+    try:
+        yield
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail(argv, "interrupted", "interrupted; what is finished is kept",
+              "run the same command again to go on")  # fmt: skip
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        ctx = getattr(error, "ctx", None)
+        hint = f"{ctx.command_path} --help" if ctx else "dopfast --help"
+        _fail(argv, "usage", error.format_message(), hint)
+        sys.exit(error.exit_code)
+    except DopFastError as error:
+        _fail(argv, type(error).__name__, error.message, error.hint)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:
+    if "--json" in argv:
+        click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
+        return
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    if hint:
+        click.echo(f"\nhint: {hint}", err=True)

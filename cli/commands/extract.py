@@ -1,0 +1,26 @@
+"""`dopfast extract`: the concepts of every class."""
+
+from dop_fast.cli._click import Call, Outcome, command, settings, table, track
+from dop_fast.config import ExtractConfig
+
+
+@command("dopfast extract --images 50 --clusters 25")
+@settings(ExtractConfig)
+def extract(call: Call, config: ExtractConfig) -> Outcome:
+    """Find what the teacher looks at: ACE concepts of every class, ranked by TCAV."""
+    from dop_fast import pipeline
+
+    device = pipeline.device_of(call.device)
+    store = pipeline.extract(
+        call.workspace, config, call.seed, device, force=call.force, track=track
+    )
+    rows, weak = pipeline.concept_table(store, config.alpha)
+    columns = ("class", "segments", "concepts", "best TCAV", "p")
+    return Outcome(
+        result={"classes": rows, "layer": store.header.layer},
+        lines=table(columns, (tuple(row.values()) for row in rows)),
+        read=(call.workspace.data.path, store.header.layer),
+        wrote=(str(store.path),),
+        warnings=tuple(f"no significant concept in class {name}" for name in weak),
+        next="dopfast stitch --sigma 0.75",
+    )

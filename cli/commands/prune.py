@@ -1,0 +1,41 @@
+"""`dopfast prune`: one-shot pruning at initialisation."""
+
+import click
+
+from dop_fast.cli._click import Call, Option, Outcome, command, settings, table
+from dop_fast.config import PruneConfig
+
+
+@command("dopfast prune --criterion grasp --sparsity 0.95 --material stitched")
+@settings(PruneConfig)
+@click.option("--name", default="", cls=Option, panel="Output",
+              help="the mask's name  [default: criterion-material-sparsity-seed]")  # fmt: skip
+def prune(call: Call, config: PruneConfig, name: str) -> Outcome:
+    """Score every weight once at initialisation and keep exactly the top share, as a mask."""
+    from dop_fast import pipeline
+
+    path, kept, model = pipeline.prune(
+        call.workspace, config, call.seed, pipeline.device_of(call.device),
+        name=name, force=call.force,
+    )  # fmt: skip
+    overall = kept.overall_sparsity(model)
+    layers = [
+        (row.name, "x".join(map(str, row.shape)), row.kept, row.total, f"{row.density:.4f}")
+        for row in kept.layers()
+    ]
+    empty = [row.name for row in kept.layers() if row.kept == 0]
+    return Outcome(
+        result={**kept.about, "kept": kept.kept, "total": kept.total,
+                "sparsity_prunable": kept.sparsity, "sparsity_overall": overall},
+        lines=(
+            *table(("layer", "shape", "kept", "of", "density"), layers),
+            "",
+            f"{kept.kept} of {kept.total} prunable weights kept",
+            f"sparsity {kept.sparsity:.4%} of prunable weights, "
+            f"{overall:.4%} of all parameters (the paper's)",
+            f"criterion {kept.about['criterion']}, material {kept.about['material']}",
+        ),
+        wrote=(str(path),),
+        warnings=tuple(f"layer {layer} lost every weight: nothing passes it" for layer in empty),
+        next=f"dopfast finetune --mask {path.stem}",
+    )  # fmt: skip

@@ -1,0 +1,29 @@
+"""`dopfast stitch`: Super Stitching."""
+
+from dop_fast.cli._click import Call, Outcome, command, settings, table, track
+from dop_fast.config import StitchConfig
+
+
+@command("dopfast stitch --sigma 0.75 --per-class 10", compute=False)
+@settings(StitchConfig)
+def stitch(call: Call, config: StitchConfig) -> Outcome:
+    """Stitch the concepts of each class into patches that cover more than sigma (Algorithm 2)."""
+    from dop_fast import pipeline
+
+    made = pipeline.stitch(call.workspace, config, call.seed, force=call.force, track=track)
+    rows = [
+        (name, config.per_class, f"{share:.3f}", made.short.get(name, 0))
+        for name, share in made.coverage.items()
+    ]
+    return Outcome(
+        result={"coverage": made.coverage, "short": made.short},
+        lines=table(("class", "patches", "coverage", "below sigma"), rows),
+        read=(str(made.store.path),),
+        wrote=(str(made.store.path / "stitched"),),
+        warnings=tuple(
+            f"{count} of {config.per_class} patches of {name} do not reach sigma {config.sigma:g}: "
+            "its segments cover too little"
+            for name, count in made.short.items()
+        ),
+        next="dopfast prune --criterion grasp",
+    )

@@ -1,0 +1,23 @@
+"""`dopfast train`: a dense teacher."""
+
+from dop_fast.cli._click import Call, Outcome, command, settings
+from dop_fast.config import TrainConfig
+
+
+@command("dopfast train --epochs 30 --lr 0.05")
+@settings(TrainConfig)
+def train(call: Call, config: TrainConfig) -> Outcome:
+    """Train the dense teacher whose concepts `dopfast extract` finds."""
+    from dop_fast import pipeline
+    from dop_fast.cli._epochs import follow
+
+    result = follow(pipeline.train(call.workspace, config, call.seed,
+                                   pipeline.device_of(call.device), force=call.force,
+                                   sources=call.sources), config.epochs)  # fmt: skip
+    return Outcome(
+        result=result,
+        lines=(f"teacher: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}",),
+        read=(call.workspace.data.path,),
+        wrote=(str(call.workspace.teacher_weights),),
+        next="dopfast extract",
+    )

@@ -1,0 +1,48 @@
+"""`dopfast`: the group of commands, in the order of the pipeline."""
+
+import importlib
+import sys
+
+import click
+
+from dop_fast import __version__
+from dop_fast.cli._click import failures
+
+COMMANDS = ("init", "train", "extract", "stitch", "prune", "finetune", "report", "show", "demo")
+
+
+class Pipeline(click.Group):
+    """Lists the commands in pipeline order and imports the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in pipeline order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; its function carries its module's name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"dop_fast.cli.commands.{cmd_name}")
+        found: click.Command = getattr(module, cmd_name)
+        return found
+
+
+@click.group(
+    cls=Pipeline,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DOPFAST"},
+)
+@click.version_option(__version__, prog_name="dopfast")
+def dopfast() -> None:
+    """One-shot pruning at initialisation on discriminative image patches.
+
+    A first run, with nothing to download:  dopfast demo
+
+    Your own images:  dopfast init --data DIR, then train, extract, stitch, prune, finetune, report.
+    """
+
+
+def main() -> None:
+    """Run the command line; every known failure ends in a message and a hint."""
+    argv = sys.argv[1:]
+    with failures(argv):
+        dopfast.main(argv, prog_name="dopfast", standalone_mode=False)

@@ -1,0 +1,151 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from dop_fast.errors import StoreError
+from dop_fast.stores import Header, PatchStore, PatchWriter
+from dop_fast.types import ClassConcepts, Concept, Patches, Segments
+
+HEADER = Header(("cat", "dog"), (9, 7), 117, "data", "teacher", "layer4", {"seed": 0})
+
+
+def segments(masks: list[np.ndarray], boxes: list[tuple[int, int, int, int]]) -> Segments:
+    bits = [np.packbits(mask) for mask in masks]
+    return Segments(
+        image=np.arange(len(masks), dtype=np.int32),
+        box=np.array(boxes, dtype=np.int32).reshape(-1, 4),
+        resolution=np.full(len(masks), 15, dtype=np.int16),
+        offset=np.cumsum([0, *map(len, bits)]),
+        bits=np.concatenate([np.empty(0, np.uint8), *bits]),
+        canvas=(9, 7),
+    )
+
+
+def one_class(class_id: int) -> ClassConcepts:
+    rng = np.random.default_rng(class_id)
+    masks = [rng.random((3, 5)) > 0.5, rng.random((9, 7)) > 0.5, np.ones((1, 1), bool)]
+    found = segments(masks, [(1, 1, 4, 6), (0, 0, 9, 7), (8, 6, 9, 7)])
+    concepts = (
+        Concept(np.array([2, 0], np.int32), 0.75, np.array([0.5, 1.0]), 0.001, 0.9),
+        Concept(np.array([1], np.int32), 0.25, np.array([0.25, 0.25]), 0.5, 0.6),
+    )
+    return ClassConcepts(class_id, found, concepts)
+
+
+def made(folder: Path) -> PatchStore:
+    writer = PatchWriter(folder / "patches.zarr", HEADER)
+    writer.write(one_class(0))
+    writer.write(ClassConcepts(1, segments([], []), ()))
+    return writer.finish()
+
+
+def some_patches(count: int) -> Patches:
+    rng = np.random.default_rng(count)
+    return Patches(
+        rng.integers(0, 256, (count, 9, 7, 3), dtype=np.uint8),
+        rng.random((count, 9, 7)) > 0.4,
+        rng.integers(0, 2, count),
+        rng.random(count) > 0.5,
+    )
+
+
+def test_a_mask_and_its_area_survive_bit_packing() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.random(shape) > 0.5 for shape in ((3, 5), (1, 1), (8, 8), (2, 9))]
+    found = segments(masks, [(0, 0, *mask.shape) for mask in masks])
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(found.mask(index), mask)
+    assert found.area.tolist() == [int(mask.sum()) for mask in masks]
+
+
+def test_selected_segments_keep_their_masks() -> None:
+    found = one_class(0).segments
+    picked = found.select(np.array([2, 0]))
+    np.testing.assert_array_equal(picked.mask(1), found.mask(0))
+    assert picked.area.tolist() == [found.area[2], found.area[0]]
+    assert len(found.select(np.array([], np.int64))) == 0
+
+
+def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
+    store = PatchStore(made(tmp_path).path)
+    wanted, got = one_class(0), store.concepts(0)
+    assert store.header == HEADER
+    for name in ("image", "box", "resolution", "offset", "bits"):
+        np.testing.assert_array_equal(getattr(got.segments, name), getattr(wanted.segments, name))
+    for left, right in zip(got.concepts, wanted.concepts, strict=True):
+        np.testing.assert_array_equal(left.members, right.members)
+        np.testing.assert_array_equal(left.tcav_runs, right.tcav_runs)
+        assert (left.tcav, left.p_value) == (right.tcav, right.p_value)
+    assert store.concepts(1).concepts == ()
+
+
+def test_an_interrupted_extraction_goes_on_with_the_class_it_lacks(tmp_path: Path) -> None:
+    PatchWriter(tmp_path / "patches.zarr", HEADER).write(one_class(0))
+    with pytest.raises(StoreError, match="no store of patches"):
+        PatchStore(tmp_path / "patches.zarr")
+    again = PatchWriter(tmp_path / "patches.zarr", HEADER)
+    assert again.done(0) and not again.done(1)
+
+
+def test_a_class_written_in_part_does_not_count(tmp_path: Path) -> None:
+    writer = PatchWriter(tmp_path / "patches.zarr", HEADER)
+    writer.write(one_class(0))
+    group = zarr.open_group(writer.partial / "classes" / "0")
+    group.attrs["finished"] = False
+    assert not PatchWriter(tmp_path / "patches.zarr", HEADER).done(0)
+
+
+def test_what_was_begun_with_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    PatchWriter(tmp_path / "patches.zarr", HEADER).write(one_class(0))
+    other = Header(**{**vars(HEADER), "fill": 0})
+    assert not PatchWriter(tmp_path / "patches.zarr", other).done(0)
+
+
+def test_stitched_patches_survive_the_store(tmp_path: Path) -> None:
+    store, parts = made(tmp_path), [some_patches(3), some_patches(2)]
+    assert store.stitching is None
+    store.write_stitched(parts, 5, {"sigma": 0.5})
+    got = PatchStore(store.path).stitched()
+    for name in ("pixels", "valid", "label", "reached"):
+        wanted = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(getattr(got, name), wanted)
+    np.testing.assert_array_equal(store.stitched(np.array([4, 0])).label, got.label[[4, 0]])
+    assert store.stitching == {"sigma": 0.5}
+
+
+def test_a_failed_stitching_leaves_the_older_patches(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    store.write_stitched([some_patches(3)], 3, {"sigma": 0.5})
+
+    def broken():
+        yield some_patches(2)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        store.write_stitched(broken(), 4, {"sigma": 0.9})
+    assert PatchStore(store.path).stitching == {"sigma": 0.5}
+    assert len(store.stitched()) == 3
+
+
+@pytest.mark.parametrize("change", [{"version": 99}, {"schema": "other"}, {"finished": False}])
+def test_a_foreign_or_unfinished_store_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    store = made(tmp_path)
+    zarr.open_group(store.path).attrs.update(change)
+    with pytest.raises(StoreError) as caught:
+        PatchStore(store.path)
+    assert "dopfast extract" in caught.value.hint
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "patches.zarr").mkdir()
+    with pytest.raises(StoreError, match="not a Zarr store"):
+        PatchStore(tmp_path / "patches.zarr")
+
+
+def test_a_missing_class_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no class 5"):
+        made(tmp_path).concepts(5)
