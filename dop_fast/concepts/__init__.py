@@ -1,1 +1,5 @@
 """ACE: segments, activations, clusters, concept activation vectors."""
+
+from dop_fast.concepts.extract import Extractor
+
+__all__ = ["Extractor"]

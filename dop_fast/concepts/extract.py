@@ -1,0 +1,171 @@
+"""ACE of one class after the other: from images to ranked concepts."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dop_fast import seeding
+from dop_fast.concepts.activations import Probe, compose
+from dop_fast.concepts.cavs import RandomSets, hold, p_value, tcav
+from dop_fast.concepts.clusters import Cluster, cluster
+from dop_fast.concepts.segments import segment
+from dop_fast.config import DataConfig, ExtractConfig
+from dop_fast.errors import DataError
+from dop_fast.images import ImageSet
+from dop_fast.models import bottleneck
+from dop_fast.types import Array, ClassConcepts, Concept, Segments
+
+log = logging.getLogger(__name__)
+
+FEWEST_IMAGES = 8
+"""Images a class needs to be split into some to find concepts in and others to score them on."""
+
+
+@dataclass(eq=False)
+class Extractor:
+    """Finds the concepts that `teacher` holds for the classes of `images`.
+
+    An empty `layer` becomes the teacher's bottleneck. What one class gives depends on the seed
+    and on the class alone, not on the classes extracted before.
+    """
+
+    teacher: nn.Module
+    layer: str
+    images: ImageSet
+    data: DataConfig
+    config: ExtractConfig
+    seed: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if not self.layer:
+            side = self.images.size
+            self.layer = bottleneck(self.teacher, torch.zeros(1, 3, side, side))
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The teacher's copy that all activations come from."""
+        return Probe(self.teacher, self.layer, self.data, self.device)
+
+    def extract(self, class_id: int) -> ClassConcepts:
+        """Return all segments of the class's discovery images, and its `config.top` concepts.
+
+        The most important concept stands first. Concepts that are not significant are left out,
+        unless none is. Raises DataError where the class has fewer than `FEWEST_IMAGES` images.
+        """
+        discovery, held_out = self.split(class_id)
+        sources = self.images.load(discovery)
+        segments = segment(sources, self.config)
+        if not len(segments):
+            raise DataError(
+                f"class {self.images.classes[class_id]} has no segment of the size asked",
+                f"ask for less than {self.config.min_area:g}: dopfast extract --min-area 0",
+            )
+        everything = np.arange(len(segments))
+        pooled = self.probe.pooled(self._composed(sources, segments, everything))
+        clusters = cluster(
+            pooled.cpu().numpy(), segments.image, self.config, self._derive(class_id, "kmeans")
+        )
+        null, against = self._background(class_id, held_out)
+        found = []
+        for number, group in enumerate(clusters):
+            maps = self.probe.maps(self._composed(sources, segments, group.members))
+            seed = self._derive(class_id, "separate", number)
+            runs, accuracy = tcav(maps, against, self.config.cav, seed)
+            p = p_value(runs, null)
+            concept = Concept(group.members, float(runs.mean()), runs, p, accuracy)
+            found.append((concept, group))
+        placed = replace(segments, image=discovery[segments.image].astype(np.int32))
+        return ClassConcepts(class_id, placed, self._best(class_id, found))
+
+    def split(self, class_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the class's images to find concepts in, and others to score them on, sorted.
+
+        A class with too few of them for both is split in proportion.
+        """
+        config = self.config
+        images = self.images.of_class(class_id)
+        if len(images) < FEWEST_IMAGES:
+            raise DataError(
+                f"class {self.images.classes[class_id]} has {len(images)} images to extract "
+                f"concepts from, {FEWEST_IMAGES} are needed",
+                "add images of that class, or leave its folder out",
+            )
+        asked = config.images + config.tcav_images
+        share = round(config.images * min(1, len(images) / asked))
+        count = min(max(share, 4), len(images) - 1)
+        order = seeding.stream(self.seed, "extract", class_id, "images").permutation(images)
+        return np.sort(order[:count]), np.sort(order[count : count + config.tcav_images])
+
+    def _derive(self, class_id: int, *path: str | int) -> int:
+        return seeding.derive(self.seed, "extract", class_id, *path)
+
+    def _composed(self, sources: Array, segments: Segments, index: Array) -> Iterator[Array]:
+        """Yield the segments at `index` as the network sees them, batch by batch."""
+        for start in range(0, len(index), self.config.batch_size):
+            part = index[start : start + self.config.batch_size]
+            yield compose(sources, segments, part, self.images.size, self.config.fill)
+
+    def _photos(self, index: Array) -> Iterator[Array]:
+        for start in range(0, len(index), self.config.batch_size):
+            yield self.images.load(index[start : start + self.config.batch_size])
+
+    @cached_property
+    def _random(self) -> tuple[Tensor, NDArray[np.int64]]:
+        """Activations of random segments or photos of all classes [n d], and their classes [n].
+
+        Even without its own part, a class finds enough of them here for all of its random sets.
+        """
+        classes = len(self.images.classes)
+        if classes < 2:
+            raise DataError(
+                "concepts are held against other classes, and there is only one class",
+                "add a folder of images of something else",
+            )
+        needed = (self.config.random_sets + 1) * self.config.max_members
+        each = -(-needed // (classes - 1))
+        parts = [self._random_of(class_id, each) for class_id in range(classes)]
+        labels = np.repeat(np.arange(classes), [len(part) for part in parts])
+        return torch.cat(parts), labels
+
+    def _random_of(self, class_id: int, count: int) -> Tensor:
+        rng = seeding.stream(self.seed, "extract", class_id, "pool")
+        images = rng.permutation(self.images.of_class(class_id))
+        if self.config.negatives == "photos":
+            return self.probe.maps(self._photos(images[:count]))
+        sources = self.images.load(images[: min(count, self.config.images)])
+        segments = segment(sources, self.config)
+        chosen = rng.permutation(len(segments))[:count]
+        return self.probe.maps(self._composed(sources, segments, chosen))
+
+    def _background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
+        """Return the null concept's TCAV scores [s], and the random sets they are taken over."""
+        rows, labels = self._random
+        size, sets = self.config.max_members, self.config.random_sets + 1
+        others = np.flatnonzero(labels != class_id)
+        rng = seeding.stream(self.seed, "extract", class_id, "random")
+        rounds = -(-size * sets // len(others))  # more than one: too few for all sets to differ
+        drawn = np.concatenate([rng.permutation(others) for _ in range(rounds)])[: size * sets]
+        groups = rows[torch.from_numpy(drawn).to(rows.device)].reshape(sets, size, -1)
+        gradients = self.probe.gradients(self._photos(held_out), class_id, self.config.gradient)
+        against = hold(groups[1:], gradients)
+        null, _ = tcav(groups[0], against, self.config.cav, self._derive(class_id, "null"))
+        return null, against
+
+    def _best(self, class_id: int, found: list[tuple[Concept, Cluster]]) -> tuple[Concept, ...]:
+        """Rank by mean TCAV, then CAV accuracy, then tightness; keep the significant ones."""
+        order = sorted(found, key=lambda one: (-one[0].tcav, -one[0].cav_accuracy, one[1].cost))
+        ranked = [concept for concept, _ in order]
+        kept = [concept for concept in ranked if concept.significant(self.config.alpha)]
+        if not kept:
+            log.warning(
+                "no concept of class %s is significant; the best ones are kept",
+                self.images.classes[class_id],
+            )
+        return tuple((kept or ranked)[: self.config.top])
