@@ -1,0 +1,62 @@
+"""Top-1, top-5 and loss on a set of images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dop_fast.config import DataConfig
+from dop_fast.images import ImageSet, normalise
+from dop_fast.training.loader import Pixels, split
+from dop_fast.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares in [0, 1] of right answers, and the mean cross entropy.
+
+    `top5` is of the min(5, classes) best answers.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+
+
+def evaluate(
+    model: nn.Module,
+    images: ImageSet,
+    data: DataConfig,
+    device: torch.device,
+    batch_size: int = 256,
+    amp: str = "auto",
+) -> Accuracy:
+    """Measure the model, which is moved to the device, in eval mode; its mode is restored."""
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return measure(model, Pixels(images, 0, device), data, batch_size, amp)
+
+
+def measure(
+    model: nn.Module, pixels: Pixels, data: DataConfig, batch_size: int, amp: str
+) -> Accuracy:
+    """Measure a model that is on the device of `pixels`."""
+    was_training = model.training
+    model.eval()
+    chunks = split(np.arange(len(pixels.images)), batch_size)
+    sums: list[Tensor] = []  # on the device: reading each would wait for it
+    with torch.no_grad(), autocast(pixels.device, amp):
+        for chunk, part in zip(chunks, pixels.batches(chunks), strict=True):
+            logits = model(normalise(part, data.mean, data.std)).float()
+            sums.append(_sums(logits, pixels.labels(chunk)))
+    model.train(was_training)
+    top1, top5, loss = (torch.stack(sums).cpu().double().sum(0) / len(pixels.images)).tolist()
+    return Accuracy(top1, top5, loss)
+
+
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    best = logits.topk(min(5, logits.shape[1])).indices
+    right = best == labels[:, None]
+    loss = cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([right[:, 0].sum().float(), right.sum().float(), loss])

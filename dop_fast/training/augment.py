@@ -1,0 +1,90 @@
+"""Random crops and flips, each drawn by (seed, epoch, index) and by nothing else."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from dop_fast import seeding
+from dop_fast.images import ImageSet
+from dop_fast.types import Array
+
+PAD_UP_TO = 64  # pixels; larger images are resized crops, as on ImageNet
+AREA = 0.08, 1.0
+RATIO = 3 / 4, 4 / 3
+
+
+def resolve(augment: str, size: int) -> str:
+    """Return the augmentation that "auto" means at this size, or the one asked for."""
+    if augment != "auto":
+        return augment
+    return "pad" if size <= PAD_UP_TO else "resized"
+
+
+def draw_shifts(
+    count: int, size: int, seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw for each image how far its crop is shifted, int64[count 2], and whether it is flipped.
+
+    Shifts reach an eighth of the size: 4 pixels at 32.
+    """
+    rng = seeding.stream(seed, "augment", epoch)
+    pad = size // 8
+    return rng.integers(-pad, pad + 1, (count, 2)), rng.random(count) < 0.5
+
+
+def shifted(pixels: Tensor, index: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
+    """Return `pixels[index]`, shifted and flipped; what comes in from outside is reflected.
+
+    `pixels` [n s s 3], `index` int64[k], `shift` int64[k 2] (down, right), `flip` bool[k]; gives
+    [k s s 3]. One gather: padding, cropping and flipping are arithmetic on the coordinates.
+    """
+    size = pixels.shape[1]
+    across = torch.arange(size, device=pixels.device)
+    rows = across - shift[:, :1]
+    columns = torch.where(flip[:, None], across.flip(0), across) - shift[:, 1:]
+    rows, columns = _reflected(rows, size), _reflected(columns, size)
+    return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _reflected(at: Tensor, size: int) -> Tensor:
+    return size - 1 - (size - 1 - at.abs()).abs()
+
+
+def resized(images: ImageSet, seed: int, epoch: int, index: Array) -> NDArray[np.uint8]:
+    """Return random resized crops of the images at `index`, flipped or not, uint8[k s s 3]."""
+    out = np.empty((len(index), images.size, images.size, 3), np.uint8)
+
+    def place(row: int) -> None:
+        i = int(index[row])
+        rng = seeding.stream(seed, "augment", epoch, i)
+        image = images.decode(i)
+        box = draw_box(image.height, image.width, rng)
+        crop = np.asarray(functional.resized_crop(image, *box, size=[images.size, images.size]))
+        out[row] = crop[:, ::-1] if rng.random() < 0.5 else crop
+
+    # as many threads as torch may use: DataLoader's workers are held to one
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(place, range(len(index))))
+    return out
+
+
+def draw_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw a crop's top, left, height and width as RandomResizedCrop (Szegedy et al., 2015) does.
+
+    Its area is a share in `AREA` of the image, its width over height lies in `RATIO`.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return int(top), int(left), h, w
+    h = min(height, round(width / RATIO[0]))  # too long an image: the largest box in its middle
+    w = min(width, round(height * RATIO[1]))
+    return (height - h) // 2, (width - w) // 2, h, w

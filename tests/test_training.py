@@ -1,0 +1,544 @@
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+from torchvision.transforms.v2 import RandomResizedCrop
+
+from dop_fast import runs, seeding, training
+from dop_fast.config import DataConfig, TrainConfig
+from dop_fast.errors import ModelError, StoreError
+from dop_fast.images import ImageSet
+from dop_fast.masks import MaskSet
+from dop_fast.training import Epoch, TrainData, augment, loader, loop, precision
+from dop_fast.types import Array
+
+CPU = torch.device("cpu")
+ABOUT = {"model": "tiny"}
+DATA = DataConfig(size=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+CONFIG = TrainConfig(epochs=4, lr=0.05, batch_size=8, weight_decay=1e-2, amp="off")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A picklable source of images."""
+
+    pixels: Array
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads wait for each other longer than they compute, on networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def image_set(pixels: Array, labels: Array, size: int = 8) -> ImageSet:
+    classes = tuple(f"class {i}" for i in range(int(labels.max()) + 1))
+    names = tuple(map(str, range(len(labels))))
+    return ImageSet(classes, labels.astype(np.int64), names, size, "made up", Arrays(pixels))
+
+
+def noisy(count: int, seed: int, size: int = 8) -> ImageSet:
+    """Return images of 3 classes: noise with one channel brighter."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    pixels = rng.integers(0, 160, (count, size, size, 3))
+    pixels[np.arange(count), :, :, labels] += 60
+    return image_set(pixels.astype(np.uint8), labels, size)
+
+
+def numbered(count: int, size: int = 8) -> ImageSet:
+    """Return images whose every pixel is different, and says which image it is of."""
+    pixels = np.arange(size * size * 3, dtype=np.uint8).reshape(size, size, 3)
+    return image_set(np.stack([pixels + index for index in range(count)]), np.arange(count), size)
+
+
+TRAIN_DATA = TrainData(noisy(36, 0), noisy(18, 1), DATA)
+
+
+def network(dropout: float = 0.2) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(8, 3),
+        )
+
+
+def half_mask(model: nn.Module) -> MaskSet:
+    rng = torch.Generator().manual_seed(0)
+    return MaskSet(
+        {
+            name: torch.rand(weight.shape, generator=rng) < 0.5
+            for name, weight in model.named_parameters()
+            if weight.dim() > 1
+        }
+    )
+
+
+def fit(
+    folder: Path,
+    model: nn.Module,
+    config: TrainConfig = CONFIG,
+    masks: MaskSet | None = None,
+    data: TrainData = TRAIN_DATA,
+    seed: int = 0,
+) -> Iterator[Epoch]:
+    return training.fit(
+        model, data, config, folder, masks=masks, seed=seed, device=CPU, about=ABOUT
+    )
+
+
+def untimed(epochs: list[Epoch]) -> list[Epoch]:
+    return [replace(epoch, images_per_s=0, time_s=0) for epoch in epochs]
+
+
+def assert_same_state(one: nn.Module, other: nn.Module) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+class WatchedSGD(torch.optim.SGD):
+    """Looks at the removed weights after every step."""
+
+    after: Callable[["WatchedSGD"], None]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.after()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_removed_weights_and_their_momentum_stay_zero_after_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str
+) -> None:
+    model = network()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = half_mask(model)
+    steps = 0
+
+    def look(optimizer: torch.optim.SGD) -> None:
+        nonlocal steps
+        steps += 1
+        weights = dict(model.named_parameters())
+        for name, keep in mask.masks.items():
+            momentum = optimizer.state[weights[name]]["momentum_buffer"]
+            assert weights[name].dtype == momentum.dtype == torch.float32
+            assert not weights[name][~keep].any()
+            assert not momentum[~keep].any()
+            assert momentum[keep].any()
+
+    monkeypatch.setattr(WatchedSGD, "after", look, raising=False)
+    monkeypatch.setattr(torch.optim, "SGD", WatchedSGD)
+    for _ in fit(tmp_path, model, replace(CONFIG, amp=amp), mask):
+        pass
+    assert steps == 4 * 5
+    for name, keep in mask.masks.items():
+        value = model.state_dict()[name]
+        assert (value[keep] != start[name][keep]).all()
+        assert (value[keep] != 0).all()
+
+
+def test_a_mask_that_slips_is_not_stored(tmp_path: Path) -> None:
+    model = network()
+    epochs = fit(tmp_path, model, masks=half_mask(model))
+    next(epochs)
+    stored = (tmp_path / runs.CHECKPOINT).read_bytes()
+    with torch.no_grad():
+        model[3].weight += 1  # type: ignore[operator]
+    with pytest.raises(AssertionError, match=r"3\.weight"):
+        next(epochs)
+    assert (tmp_path / runs.CHECKPOINT).read_bytes() == stored
+
+
+def test_training_steps_are_those_of_plain_sgd(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=2, milestones=(0.5,), augment="none")
+    model, plain = network(0), network(0)
+    mask = half_mask(model)
+    list(fit(tmp_path, model, config, mask))
+
+    weights = dict(plain.named_parameters())
+    momentum = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    keep = {name: mask.masks.get(name, torch.ones(1)) for name in weights}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight *= keep[name]
+    images = TRAIN_DATA.train
+    for epoch, lr in ((1, 0.05), (2, 0.005)):
+        order = seeding.stream(0, "order", epoch).permutation(36)
+        for index in (order[:8], order[8:16], order[16:24], order[24:32], order[32:]):
+            pixels = torch.from_numpy(images.load(index)).permute(0, 3, 1, 2)
+            logits = plain((pixels / 255 - 0.5) / 0.25)
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(images.labels[index]))
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            with torch.no_grad():
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                    momentum[name] = 0.9 * momentum[name] + gradient + 1e-2 * weight
+                    weight -= lr * momentum[name] * keep[name]
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("amp", ["off", "auto"])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, amp: str) -> None:
+    config = replace(CONFIG, amp=amp)
+    whole, broken, resumed = network(), network(), network()
+    mask = half_mask(whole)
+    expected = list(fit(tmp_path / "whole", whole, config, mask))
+
+    epochs = fit(tmp_path / "broken", broken, config, mask)
+    first = [next(epochs), next(epochs)]
+    epochs.close()
+    again = list(fit(tmp_path / "broken", resumed, config, mask))
+
+    assert again[:2] == first
+    assert untimed(again) == untimed(expected)
+    assert_same_state(resumed, whole)
+    weights = [(tmp_path / name / runs.WEIGHTS).read_bytes() for name in ("whole", "broken")]
+    assert weights[0] == weights[1]
+    assert [row["epoch"] for row in runs.metrics(tmp_path / "broken")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("written", range(7))
+def test_a_kill_while_writing_leaves_an_epoch_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    config = replace(CONFIG, epochs=2)
+    whole, resumed = network(), network()
+    expected = list(fit(tmp_path / "whole", whole, config))
+    rename, renamed = Path.replace, 0
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal renamed
+        if renamed == written:
+            raise KeyboardInterrupt
+        renamed += 1
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        if written == 6:  # two epochs make six writes
+            list(fit(tmp_path / "killed", network(), config))
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                list(fit(tmp_path / "killed", network(), config))
+    assert untimed(list(fit(tmp_path / "killed", resumed, config))) == untimed(expected)
+    assert_same_state(resumed, whole)
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {runs.METRICS, runs.CHECKPOINT, runs.WEIGHTS}
+
+
+def test_an_error_in_the_middle_of_an_epoch_costs_that_epoch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, resumed = network(), network()
+    expected = list(fit(tmp_path / "whole", whole))
+    normalise, calls = loop.normalise, 0
+
+    def out_of_memory(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 13:
+            raise MemoryError
+        return normalise(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "normalise", out_of_memory)
+        with pytest.raises(MemoryError):
+            list(fit(tmp_path / "broken", network()))
+    assert len(runs.metrics(tmp_path / "broken")) == 2
+    assert untimed(list(fit(tmp_path / "broken", resumed))) == untimed(expected)
+    assert_same_state(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config": replace(CONFIG, lr=0.1)}, "lr"),
+        ({"seed": 1}, "seed"),
+        ({"masks": half_mask(network())}, "mask"),
+        ({"data": replace(TRAIN_DATA, train=replace(TRAIN_DATA.train, fingerprint="x"))}, "data"),
+    ],
+)
+def test_another_training_is_not_gone_on_with(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    next(fit(tmp_path, network()))
+    with pytest.raises(StoreError, match=named):
+        next(fit(tmp_path, network(), **change))  # type: ignore[arg-type]
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    next(fit(tmp_path, network()))
+    path = tmp_path / runs.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError) as caught:
+        next(fit(tmp_path, network()))
+    assert "--force" in caught.value.hint
+
+
+def test_torchs_global_stream_is_left_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    list(fit(tmp_path, network(), replace(CONFIG, epochs=1, augment="resized")))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_gives_another_training(tmp_path: Path) -> None:
+    one, other = (list(fit(tmp_path / str(seed), network(), seed=seed)) for seed in (0, 1))
+    assert one[0].train_loss != other[0].train_loss
+
+
+def test_the_paper_s_rate_falls_at_epochs_30_60_and_90() -> None:
+    rates = [training.learning_rate(TrainConfig(), step, 120 * 7) for step in range(120 * 7)]
+    falls = [step / 7 for step in range(1, 120 * 7) if rates[step] != rates[step - 1]]
+    assert falls == [30, 60, 90]
+    assert [rates[step * 7] for step in (0, 30, 60, 90)] == pytest.approx([0.1, 0.01, 1e-3, 1e-4])
+
+
+def test_the_warm_up_rises_linearly_to_the_rate() -> None:
+    config = TrainConfig(lr=0.4, warmup=0.1)
+    rates = [training.learning_rate(config, step, 40) for step in range(5)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+def test_the_rate_of_each_epoch_is_told(tmp_path: Path) -> None:
+    rates = [epoch.lr for epoch in fit(tmp_path, network())]
+    assert rates == pytest.approx([0.05, 0.005, 5e-4, 5e-5])
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path, epoch: int) -> None:
+    config = replace(CONFIG, lr=1e30, milestones=())
+    model = network()
+    if epoch == 2:
+        epochs = fit(tmp_path, model, CONFIG)
+        next(epochs)
+        with torch.no_grad():
+            model[8].bias[0] = math.nan  # type: ignore[index, operator]
+    else:
+        epochs = fit(tmp_path, model, config)
+    with pytest.raises(ModelError, match=f"epoch {epoch}, at a learning rate of") as caught:
+        next(epochs)
+    assert "--lr" in caught.value.hint
+    assert len(runs.metrics(tmp_path)) == epoch - 1
+
+
+class Fixed(nn.Module):
+    """Answers by the first pixel of an image: row i of the logits for the value i."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits[(images[:, 0, 0, 0] * 255).round().long()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_accuracy_is_that_counted_by_hand(batch_size: int) -> None:
+    logits = torch.tensor(
+        [
+            [9.0, 5, 4, 3, 2, 1, 0],  # label 0: first
+            [9.0, 5, 4, 3, 2, 1, 0],  # label 1: second
+            [9.0, 5, 4, 3, 2, 1, 0],  # label 4: fifth
+            [9.0, 5, 4, 3, 2, 1, 0],  # label 5: sixth
+        ]
+    )
+    labels = np.array([0, 1, 4, 5])
+    pixels = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    plain = DataConfig(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    found = training.evaluate(Fixed(logits), image_set(pixels, labels), plain, CPU, batch_size)
+    assert (found.top1, found.top5) == (0.25, 0.75)
+    by_hand = [
+        math.log(sum(math.exp(x) for x in row)) - row[label]
+        for row, label in zip(logits.tolist(), labels, strict=True)
+    ]
+    assert found.loss == pytest.approx(sum(by_hand) / 4)
+
+
+def test_top_5_of_three_classes_is_always_right() -> None:
+    model = network()
+    assert training.evaluate(model, TRAIN_DATA.val, DATA, CPU).top5 == 1
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluation_leaves_the_model_as_it_was(mode: bool) -> None:
+    model, twin = network().train(mode), network()
+    training.evaluate(model, TRAIN_DATA.val, DATA, CPU)
+    assert model.training == mode
+    assert_same_state(model, twin)
+
+
+def test_a_training_learns(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=15, weight_decay=1e-4)
+    data = TrainData(noisy(96, 0), noisy(48, 1), DATA)
+    *_, last = fit(tmp_path, network(0), config, data=data)
+    # chance is 1/3, and 30 of 48 right by chance has a probability below 1e-4
+    assert last.top1 > 30 / 48
+
+
+def test_the_final_weights_give_the_last_accuracy(tmp_path: Path) -> None:
+    model, fresh = network(), network()
+    *_, last = fit(tmp_path, model)
+    with safe_open(tmp_path / runs.WEIGHTS, framework="pt") as file:
+        assert file.metadata() == ABOUT
+        fresh.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    found = training.evaluate(fresh, TRAIN_DATA.val, DATA, CPU, CONFIG.batch_size, "off")
+    assert (found.top1, found.top5, found.loss) == (last.top1, last.top5, last.val_loss)
+
+
+def epoch_pixels(images: ImageSet, kind: str, epoch: int = 1, **how: int) -> Array:
+    """Return an epoch's pixels in the order of the set, uint8[n s s 3]."""
+    order = seeding.stream(5, "any").permutation(len(images))
+    chunks = loader.split(order, how.get("batch_size", 4))
+    pixels = loader.Pixels(images, how.get("workers", 0), CPU)
+    parts = [part for part, _ in loader.training_batches(pixels, chunks, kind, 0, epoch)]
+    return torch.cat(parts).numpy()[np.argsort(order)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and torch's loader
+@pytest.mark.parametrize("hold_bytes", [0, 2**30])
+@pytest.mark.parametrize("kind", ["pad", "resized", "none"])
+def test_pixels_depend_on_neither_workers_nor_batches_nor_memory(
+    monkeypatch: pytest.MonkeyPatch, kind: str, hold_bytes: int
+) -> None:
+    images = noisy(10, 0, size=16)
+    expected = epoch_pixels(images, kind)
+    monkeypatch.setattr(loader, "HOLD_BYTES", hold_bytes)
+    assert np.array_equal(epoch_pixels(images, kind, workers=2, batch_size=3), expected)
+    assert np.array_equal(epoch_pixels(images, kind, batch_size=10), expected)
+
+
+@pytest.mark.parametrize("kind", ["pad", "resized"])
+def test_every_epoch_augments_anew(kind: str) -> None:
+    images = noisy(10, 0, size=16)
+    assert not np.array_equal(epoch_pixels(images, kind, 1), epoch_pixels(images, kind, 2))
+
+
+def test_no_augmentation_gives_the_images_themselves() -> None:
+    images = noisy(10, 0)
+    assert np.array_equal(epoch_pixels(images, "none"), images.load(range(10)))
+
+
+def test_pad_is_a_crop_of_the_reflected_image_and_a_flip() -> None:
+    size = 16  # so it is padded by 2
+    images = numbered(40, size)
+    found = epoch_pixels(images, "pad")
+    seen = set()
+    for pixels, image in zip(found, images.load(range(40)), strict=True):
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+        matches = [
+            (top, left, flip)
+            for top in range(5)
+            for left in range(5)
+            for flip in (1, -1)
+            if np.array_equal(padded[top : top + size, left : left + size][:, ::flip], pixels)
+        ]
+        assert len(matches) == 1
+        seen |= set(matches)
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
+    assert {flip for _, _, flip in seen} == {1, -1}
+
+
+def test_resized_crops_are_boxes_of_the_original_image() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 40, 56, 3), np.uint8)  # originals larger than the set's size
+    images = image_set(pixels, np.zeros(6, np.int64), 16)
+    for index, found in enumerate(epoch_pixels(images, "resized", 3)):
+        drawn = seeding.stream(0, "augment", 3, index)
+        top, left, height, width = augment.draw_box(40, 56, drawn)
+        crop = Image.fromarray(pixels[index]).crop((left, top, left + width, top + height))
+        expected = np.asarray(crop.resize((16, 16), Image.Resampling.BILINEAR))
+        flipped = drawn.random() < 0.5
+        assert np.array_equal(found, expected[:, ::-1] if flipped else expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 300), (300, 200), (100, 400), (400, 100)])
+def test_boxes_are_distributed_as_torchvision_s(height: int, width: int) -> None:
+    count = 1500
+    ours = np.array(
+        [augment.draw_box(height, width, seeding.stream(i, "box")) for i in range(count)]
+    )
+    peer = RandomResizedCrop(8, augment.AREA, augment.RATIO)
+    canvas = [torch.empty(3, height, width, device="meta")]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [peer.make_params(canvas) for _ in range(count)]
+    theirs = np.array([[box[key] for key in ("top", "left", "height", "width")] for box in drawn])
+    assert (ours >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
+    deviation = np.sqrt((ours.var(0) + theirs.var(0)) / count)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4 * deviation + 1e-9).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10), (1, 1)])
+def test_a_very_long_image_gives_the_box_in_its_middle(height: int, width: int) -> None:
+    long = {(10, 400): (0, 193, 10, 13), (400, 10): (193, 0, 13, 10), (1, 1): (0, 0, 1, 1)}
+    assert augment.draw_box(height, width, np.random.default_rng(0)) == long[height, width]
+
+
+@pytest.mark.parametrize(("size", "kind"), [(32, "pad"), (64, "pad"), (65, "resized")])
+def test_auto_pads_small_images_and_resizes_large_ones(size: int, kind: str) -> None:
+    assert augment.resolve("auto", size) == kind
+    assert augment.resolve("none", size) == "none"
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 4]), (3, 1, [1, 1, 1]), (1, 4, [1])],
+)
+def test_only_a_last_batch_of_one_image_is_left_out(
+    count: int, batch_size: int, sizes: list[int]
+) -> None:
+    chunks = loader.training_order(count, batch_size, 0, 1)
+    assert [len(chunk) for chunk in chunks] == sizes
+    assert len(set(np.concatenate(chunks).tolist())) == sum(sizes)
+
+
+def test_each_epoch_has_its_own_order() -> None:
+    one, same, two = (loader.training_order(50, 50, 0, epoch)[0] for epoch in (1, 1, 2))
+    assert np.array_equal(one, same) and not np.array_equal(one, two)
+
+
+def test_bf16_is_not_imitated_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        for amp, expected in (("auto", able), ("off", False), ("bf16", True)):
+            with precision.autocast(CPU, amp):
+                assert torch.is_autocast_enabled("cpu") == expected
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_and_holds_the_mask(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    device, model = torch.device("cuda"), network()
+    mask = half_mask(model)
+    config = replace(CONFIG, amp="auto")
+    epochs = training.fit(
+        model, TRAIN_DATA, config, tmp_path, masks=mask, seed=0, device=device, about=ABOUT
+    )
+    assert len(list(epochs)) == 4
+    for name, keep in mask.masks.items():
+        assert not model.state_dict()[name].cpu()[~keep].any()
+    assert json.loads((tmp_path / runs.METRICS).read_text().splitlines()[-1])["epoch"] == 4
