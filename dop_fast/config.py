@@ -216,14 +216,13 @@ class StitchConfig(StageConfig):
         "round", "which segment is on top: the literal rounds, or one order of importance",
         choices=("round", "importance"),
     )  # fmt: skip
-    refills: int = setting(1, "times the waiting list refills in one patch before it ends", low=0)
 
 
 @dataclass(frozen=True)
 class PruneConfig(StageConfig):
     """One-shot pruning at initialisation, Algorithm 1, lines 2 to 4."""
 
-    criterion: str = setting("grasp", "how weights are scored: a file of dop_fast/criteria")
+    criterion: str = setting("grasp", "how weights are scored")
     sparsity: float = setting(
         0.9, "share of the prunable weights to remove", low=0, high=1, open_high=True
     )

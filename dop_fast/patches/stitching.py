@@ -1,0 +1,78 @@
+"""Super Stitching: segments of all concepts of a class on one image (section 3.3, Algorithm 2)."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from dop_fast.config import StitchConfig
+from dop_fast.errors import StoreError
+from dop_fast.images import ImageSet
+from dop_fast.kernels import paste
+from dop_fast.patches.dop import Load, with_sources
+from dop_fast.seeding import stream
+from dop_fast.stores import PatchStore
+from dop_fast.types import Array, ClassConcepts, Patches
+
+
+def stitch_all(
+    store: PatchStore, images: ImageSet, config: StitchConfig, seed: int
+) -> Iterator[Patches]:
+    """Yield the stitched patches of one class after the other; `images` as extracted from."""
+    for class_id in range(len(store.header.classes)):
+        found = store.concepts(class_id)
+        yield stitch_class(found, images.load, config, store.header.fill, seed)
+
+
+def stitch_class(
+    found: ClassConcepts, load: Load, config: StitchConfig, fill: int, seed: int
+) -> Patches:
+    """Stitch `config.per_class` patches of a class, Algorithm 2.
+
+    A round pastes one segment of every concept, the most important one last, at its own place.
+    Rounds follow until their union covers `config.sigma` of the patch, and overshoot: Algorithm 2
+    looks only after a round. Where all segments of the class together cover less, the patch ends
+    once it shows all they cover, with `reached` false; the literal loop would never end.
+
+    Each concept's waiting list lives on from patch to patch, so none is used twice before all
+    are used, and refills in a new random order when it is empty. `config.order`: "round" pastes
+    as popped, so a later round hides an earlier one; "importance" pastes the same segments,
+    those of the least important concept first.
+
+    Depends on the seed, the class and its concepts alone, and fewer patches are the first of
+    more. StoreError where the class has no concept.
+    """
+    lists = [concept.members for concept in reversed(found.concepts) if len(concept.members)]
+    if not lists:
+        raise StoreError(
+            f"class {found.class_id} has no concept to stitch",
+            "look for smaller ones: dopfast extract --min-members 5 --force",
+        )
+    segments, sources = with_sources(found.segments.select(np.concatenate(lists)), load)
+    queue = _queue([len(members) for members in lists], config.per_class, found.class_id, seed)
+    ends = paste.cover(segments, queue, config.sigma, config.per_class)
+    rounds = [queue[start:end] for start, end in pairwise([0, *ends])]
+    if config.order == "importance":
+        rounds = [popped.T for popped in rounds]
+    placements = np.concatenate([popped.ravel() for popped in rounds])
+    starts = np.array([0, *ends]) * len(lists)
+    pixels, valid = paste.paint(segments, sources, placements, starts, fill)
+    labels = np.full(len(pixels), found.class_id, np.int64)
+    patches = Patches(pixels, valid, labels, np.ones(len(pixels), np.bool_))
+    patches.reached[:] = patches.coverage >= config.sigma
+    return patches
+
+
+def _queue(sizes: list[int], patches: int, class_id: int, seed: int) -> Array:
+    """Return what each round pops, int64[rounds concepts], enough rounds for all patches.
+
+    Concepts stand in ascending importance, their segments one concept after the other.
+    """
+    # any 2 q - 1 pops in a row hold one whole filling of a list of q, thus all a patch can use
+    rounds = patches * (2 * max(sizes) - 1)
+    columns = []
+    for rank, size in enumerate(sizes):
+        rng = stream(seed, "stitch", class_id, rank)
+        fillings = np.tile(np.arange(size), (-(-rounds // size), 1))
+        columns.append(rng.permuted(fillings, axis=1).ravel()[:rounds] + sum(sizes[:rank]))
+    return np.stack(columns, axis=1)
