@@ -19,6 +19,7 @@ T = TypeVar("T")
 Body = Callable[..., "Outcome"]
 
 INTERRUPTED = 130
+LAST_PANELS = ("Workspace", "Reproducibility", "Compute", "Output")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Call:
     sources: dict[str, str]
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[float, ...], Any]):
     """Several numbers, separated by commas."""
 
     name = "numbers"
@@ -86,14 +87,18 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record:
-                panels.setdefault(getattr(param, "panel", "Other"), []).append(record)
-        for panel, rows in panels.items():
+                panels.setdefault(getattr(param, "panel", "Output"), []).append(record)
+        own = [panel for panel in panels if panel not in LAST_PANELS]
+        for panel in (*own, *(panel for panel in LAST_PANELS if panel in panels)):
             with formatter.section(panel):
-                formatter.write_dl(rows)
+                formatter.write_dl(panels[panel])
 
 
-def settings(config: type[StageConfig]) -> Callable[[Body], Body]:
-    """Give a command one option for each setting, and its body `config`, checked."""
+def settings(config: type[StageConfig], **choices: tuple[str, ...]) -> Callable[[Body], Body]:
+    """Give a command one option for each setting, and its body `config`, checked.
+
+    `choices` are those that only the code knows, such as the names of files.
+    """
 
     def decorate(body: Body) -> Body:
         def wrapped(**values: Any) -> Outcome:
@@ -102,7 +107,7 @@ def settings(config: type[StageConfig]) -> Callable[[Body], Body]:
 
         wrapped.__name__, wrapped.__doc__ = body.__name__, body.__doc__
         wrapped.__click_params__ = [  # type: ignore[attr-defined]
-            *map(_option, dataclasses.fields(config)),
+            *(_option(item, choices.get(item.name, ())) for item in dataclasses.fields(config)),
             *getattr(body, "__click_params__", []),
         ]
         return wrapped
@@ -110,23 +115,22 @@ def settings(config: type[StageConfig]) -> Callable[[Body], Body]:
     return decorate
 
 
-def _option(item: "dataclasses.Field[Any]") -> Option:
+def _option(item: "dataclasses.Field[Any]", choices: tuple[str, ...]) -> Option:
     default = item.default
-    choices = item.metadata["choices"]
+    choices = choices or item.metadata["choices"]
     if choices:
-        kind: click.ParamType = click.Choice(choices)
+        kind: click.ParamType[Any, Any] = click.Choice(choices)
     elif isinstance(default, tuple):
         whole = item.name == "n_segments" or (default and isinstance(default[0], int))
         kind = Numbers(int if whole else float)
     else:
-        kind = {float: click.FLOAT, int: click.INT, str: click.STRING}[type(default)]
+        kind = click.types.convert_type(type(default))
     text = item.metadata["help"] + (f"  {span(item)}" if span(item) else "")
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     return Option(
         [f"--{item.name.replace('_', '-')}", item.name],
         type=kind,
         default=default,
-        show_default=shown or False,
+        show_default=default not in ((), ""),
         help=text,
         panel=item.metadata["panel"],
     )

@@ -21,7 +21,9 @@ class Pipeline(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command; its function carries its module's name."""
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:
+                return None
+            raise click.exceptions.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         module = importlib.import_module(f"dop_fast.cli.commands.{cmd_name}")
         found: click.Command = getattr(module, cmd_name)
         return found

@@ -20,7 +20,7 @@ def finetune(call: Call, config: TrainConfig, mask: str, dense: bool, name: str)
     if dense and mask:
         raise click.UsageError("--dense takes no --mask")
     chosen = None if dense else pipeline.open_mask(call.workspace, mask)
-    folder = pipeline.run_folder(call.workspace, chosen, name, call.seed)
+    folder = pipeline.run_folder(call.workspace, chosen[0] if chosen else "", name, call.seed)
     epochs = pipeline.finetune(call.workspace, config, chosen, folder, call.seed,
                                pipeline.device_of(call.device), force=call.force,
                                sources=call.sources)  # fmt: skip

@@ -2,12 +2,13 @@
 
 import click
 
+from dop_fast import criteria
 from dop_fast.cli._click import Call, Option, Outcome, command, settings, table
 from dop_fast.config import PruneConfig
 
 
 @command("dopfast prune --criterion grasp --sparsity 0.95 --material stitched")
-@settings(PruneConfig)
+@settings(PruneConfig, criterion=criteria.names())
 @click.option("--name", default="", cls=Option, panel="Output",
               help="the mask's name  [default: criterion-material-sparsity-seed]")  # fmt: skip
 def prune(call: Call, config: PruneConfig, name: str) -> Outcome:

@@ -1,0 +1,85 @@
+"""The whole job in one go, on images whose evidence is known: what `dopfast demo` runs."""
+
+import shutil
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dop_fast import demo, pipeline, report, workspace
+from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TrainConfig
+from dop_fast.demo import Precision
+from dop_fast.errors import StoreError
+from dop_fast.workspace import Workspace
+
+SIZE = 40
+SPARSITY = 0.95
+TEACHER = TrainConfig(
+    epochs=12, lr=0.05, batch_size=32, milestones=(0.6, 0.85), warmup=0.1, weight_decay=5e-4
+)
+STUDENT = replace(TEACHER, epochs=8)
+RIVALS = (("grasp", "images"), ("grasp", "patches"), ("grasp", "stitched"), ("random", "auto"))
+
+Steps = Generator[str, None, "Showcase"]
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """What came out: accuracies by mask, how well concepts lie on the objects, and the page."""
+
+    teacher: dict[str, float]
+    masks: dict[str, dict[str, float]]
+    precision: Precision
+    page: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def run(folder: Path, seed: int, device: torch.device, *, force: bool = False) -> Steps:
+    """Run every stage in `folder`, yielding a line for each; finished stages are not redone."""
+    space = _workspace(folder, seed, force)
+    yield f"teacher: {space.teacher.name}, {TEACHER.epochs} epochs"
+    teacher = yield from _followed(pipeline.train(space, TEACHER, seed, device))
+    yield "extract: concepts of every class"
+    store = pipeline.extract(space, ExtractConfig(), seed, device)
+    train, _ = pipeline.open_data(space)
+    precision = demo.precision(store, train, demo.load_truth(folder / "data"))
+    yield f"stitch: patches that cover {StitchConfig().sigma:g} of the image"
+    pipeline.stitch(space, StitchConfig(), seed)
+    masks = {}
+    for criterion, material in RIVALS:
+        config = PruneConfig(criterion=criterion, material=material, sparsity=SPARSITY)
+        path, kept, _ = pipeline.prune(space, config, seed, device)
+        yield f"prune and fine-tune: {path.stem}, {STUDENT.epochs} epochs"
+        target = pipeline.run_folder(space, path.stem, "", seed)
+        masks[path.stem] = yield from _followed(
+            pipeline.finetune(space, STUDENT, (path.stem, kept), target, seed, device)
+        )
+    return Showcase(teacher, masks, precision, report.write(space))
+
+
+def _workspace(folder: Path, seed: int, force: bool) -> Workspace:
+    made = (folder / workspace.TOML).is_file()
+    if folder.exists() and any(folder.iterdir()) and not made:
+        raise StoreError(f"{folder} holds other files", "name another folder: dopfast demo -o DIR")
+    if made and force:
+        shutil.rmtree(folder)
+    if force or not made:
+        demo.write_images(folder / "data", seed, size=SIZE)
+        pipeline.init(folder, data=str(folder / "data"), size=SIZE, teacher="resnet20", model="",
+                      seed=seed, force=False)  # fmt: skip
+    return workspace.load(folder)
+
+
+def _followed(epochs: pipeline.Training) -> Generator[str, None, dict[str, float]]:
+    while True:
+        try:
+            epoch = next(epochs)
+        except StopIteration as end:
+            result: dict[str, float] = end.value
+            return result
+        yield f"  epoch {epoch.epoch}: loss {epoch.train_loss:.3f}, top-1 {epoch.top1:.1%}"
