@@ -1,0 +1,243 @@
+"""Masks: which weights stay. Made from scores, stored a bit a weight, applied in place.
+
+Layout of a mask file (safetensors), schema `dopfast.mask`, version 1:
+    one tensor a layer, by parameter name: uint8, `np.packbits` of the flattened mask
+    metadata: schema, version, dopfast, and as JSON
+        layers  {name: {"shape": [...], "kept": n}}, in the model's order
+        about   what the caller says the mask was made from
+Densities can so be read without dopfast and without unpacking; `kept` also tells damaged bits.
+A file is written under `<name>.partial` and renamed.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from dop_fast import __version__
+from dop_fast.errors import ConfigError, ModelError, StoreError
+from dop_fast.types import Scores
+
+SCHEMA, VERSION = "dopfast.mask", 1
+
+
+class LayerMask(NamedTuple):
+    """One row of a mask's layer table."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """Share of the layer's weights that stay."""
+        return self.kept / self.total
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """Which prunable weights stay: bool on the CPU by parameter name, shaped as the weight.
+
+    `about` is JSON-able: what the mask was made from.
+    """
+
+    masks: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def layers(self) -> tuple[LayerMask, ...]:
+        """Return the layer table, in the model's order."""
+        return tuple(
+            LayerMask(name, tuple(mask.shape), int(mask.sum()), mask.numel())
+            for name, mask in self.masks.items()
+        )
+
+    @property
+    def kept(self) -> int:
+        """Number of weights that stay."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    @property
+    def total(self) -> int:
+        """Number of prunable weights."""
+        return sum(mask.numel() for mask in self.masks.values())
+
+    @property
+    def density(self) -> float:
+        """Share of the prunable weights that stay."""
+        return self.kept / self.total
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that are removed."""
+        return 1 - self.density
+
+    def overall_sparsity(self, model: nn.Module) -> float:
+        """Return the removed share of all parameters of `model`, the paper's definition.
+
+        Biases and batch norm count among all, and as not zero whatever they are initialised to.
+        """
+        return (self.total - self.kept) / sum(value.numel() for value in model.parameters())
+
+
+def keep_top(scores: Scores, sparsity: float) -> MaskSet:
+    """Keep exactly k = round(N (1 - sparsity)) of all N weights, the best, and at least one.
+
+    Among equal scores the lower index stays: earlier layer first, then earlier in the flattened
+    weight. Raises `ModelError` for a score that is NaN or infinite.
+    """
+    if not 0 <= sparsity < 1:
+        raise ConfigError(f"sparsity must lie in [0, 1), got {sparsity}", "try --sparsity 0.9")
+    if not scores:
+        raise ModelError("there are no weights to prune", "score a model that has convolutions")
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise ModelError(f"a score in {name} is NaN or infinite", "score on other material")
+    values = torch.cat([score.detach().flatten() for score in scores.values()])
+    values = values.to("cpu", torch.promote_types(values.dtype, torch.float32))
+    keep = torch.from_numpy(_top(values.numpy(), max(1, round(len(values) * (1 - sparsity)))))
+    parts = torch.split(keep, [score.numel() for score in scores.values()])
+    # clones: a layer's mask must not hold on to all the others
+    return MaskSet(
+        {
+            name: part.reshape(score.shape).clone()
+            for (name, score), part in zip(scores.items(), parts, strict=True)
+        }
+    )
+
+
+def _top(values: "np.ndarray[Any, Any]", k: int) -> "np.ndarray[Any, Any]":
+    """Return where the k largest values are, bool[n]; of equal ones the first."""
+    # a partition, not a top-k: which of equal values a top-k takes depends on the device
+    threshold = np.partition(values, len(values) - k)[len(values) - k]
+    keep = values > threshold
+    equal = np.flatnonzero(values == threshold)
+    keep[equal[: k - int(keep.sum())]] = True
+    return np.asarray(keep)
+
+
+def apply_(model: nn.Module, mask_set: MaskSet) -> None:
+    """Set the removed weights of `model` to zero, in place.
+
+    Raises `ModelError`, and changes nothing, where the layers are not those of the mask.
+    """
+    weights = dict(model.named_parameters())
+    wrong = _misfits(model, weights, mask_set.masks)
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ModelError(
+            f"the mask is not one of this model: {'; '.join(wrong[:5])}{more}",
+            "use the model that the mask was made for",
+        )
+    with torch.no_grad():
+        for name, mask in mask_set.masks.items():
+            # not a product: that leaves -0.0, and keeps NaN
+            weights[name].masked_fill_(~mask.to(weights[name].device), 0)
+
+
+def _misfits(
+    model: nn.Module, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> list[str]:
+    def kind(name: str) -> tuple[type, str]:
+        owner, _, attribute = name.rpartition(".")
+        return type(model.get_submodule(owner)), attribute
+
+    wrong = [f"{name} is not in the model" for name in masks if name not in weights]
+    both = [name for name in masks if name in weights]
+    wrong += [
+        f"{name} is {list(weights[name].shape)}, its mask {list(masks[name].shape)}"
+        for name in both
+        if weights[name].shape != masks[name].shape
+    ]
+    # a deeper network of the same family has all these layers and more: it would stay half dense
+    masked = {kind(name) for name in both}
+    wrong += [
+        f"{name} has no mask" for name in weights if name not in masks and kind(name) in masked
+    ]
+    return wrong
+
+
+def save(path: Path, mask_set: MaskSet) -> None:
+    """Write the masks to `path`, in place of an older file."""
+    packed = {name: np.packbits(mask.numpy().ravel()) for name, mask in mask_set.masks.items()}
+    layers = {row.name: {"shape": row.shape, "kept": row.kept} for row in mask_set.layers()}
+    metadata = {
+        "schema": SCHEMA,
+        "version": str(VERSION),
+        "dopfast": __version__,
+        "layers": json.dumps(layers),
+        "about": json.dumps(mask_set.about),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(packed, partial, metadata)
+    partial.replace(path)
+
+
+def load(path: Path) -> MaskSet:
+    """Read the masks at `path`; `StoreError` where it is missing, foreign or damaged."""
+    if not path.is_file():
+        raise StoreError(f"there is no mask at {path}", "make one: dopfast prune")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            found = metadata.get("schema"), metadata.get("version")
+            if found != (SCHEMA, str(VERSION)):
+                raise StoreError(
+                    f"{path} is {found[0]} version {found[1]}, "
+                    f"this dopfast reads {SCHEMA} version {VERSION}",
+                    "make it again: dopfast prune --force",
+                )
+            return _read(file, metadata)
+    except (SafetensorError, _DamageError) as error:
+        raise StoreError(
+            f"{path} is damaged: {error}", "make it again: dopfast prune --force"
+        ) from error
+
+
+class _DamageError(Exception):
+    """What is wrong inside a mask file."""
+
+
+def _read(file: Any, metadata: Mapping[str, str]) -> MaskSet:
+    layers, about = _json(metadata, "layers"), _json(metadata, "about")
+    if set(layers) != set(file.keys()) or not layers:
+        raise _DamageError("its layers are not those of its table")
+    masks = {name: _unpack(file, name, row) for name, row in layers.items()}
+    return MaskSet(masks, about)
+
+
+def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError) as error:
+        raise _DamageError(f"its metadata has no {key}") from error
+    if not isinstance(value, dict):
+        raise _DamageError(f"its {key} are not a table")
+    return value
+
+
+def _unpack(file: Any, name: str, row: Any) -> Tensor:
+    match row:
+        case {"shape": [*shape], "kept": int(kept)} if all(type(n) is int for n in shape):
+            pass
+        case _:
+            raise _DamageError(f"the table's row of {name} has no shape and count")
+    stored = file.get_slice(name)
+    if stored.get_dtype() != "U8":
+        raise _DamageError(f"{name} holds {stored.get_dtype()}, not packed bits (U8)")
+    total = math.prod(shape)
+    if min(shape, default=1) < 1 or stored.get_shape() != [-(-total // 8)]:
+        raise _DamageError(f"the bits of {name} do not fit its shape {shape}")
+    bits = np.unpackbits(file.get_tensor(name), count=total).reshape(shape).view(np.bool_)
+    if int(bits.sum()) != kept:
+        raise _DamageError(f"{name} keeps {int(bits.sum())} weights, its table says {kept}")
+    return torch.from_numpy(bits)
