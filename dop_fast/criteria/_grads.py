@@ -134,7 +134,7 @@ def _scoring(model: nn.Module, loss: Loss) -> Iterator[tuple[dict[str, Tensor], 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Switch TF32 off: with it GraSP keeps other weights of a ResNet-50, at 95 % a Jaccard of .45."""
+    """Switch TF32 off: it changes what GraSP keeps of a ResNet-50, at 95 % to a Jaccard of .45."""
     found = [switch.fp32_precision for switch in _PRECISION]
     try:
         for switch in _PRECISION:
