@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dop_fast.errors import ConfigError
-from dop_fast.kernels.slic import reference
+from dop_fast.kernels.slic import cpu, reference
 
 __all__ = ["reference", "slic"]
 
@@ -37,4 +37,4 @@ def slic(
     if not 0 < compactness <= 8192 or not 0 <= sigma <= 64:
         raise ConfigError("compactness must be in (0, 8192] and sigma in [0, 64]")
     counts = tuple(int(n) for n in n_segments)
-    return reference.slic(images, counts, compactness, sigma, iterations, coarse)
+    return cpu.slic(images, counts, compactness, sigma, iterations, coarse)

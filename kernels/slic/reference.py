@@ -13,6 +13,7 @@ All sums and distances are integers, so their order does not matter:
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -56,21 +57,22 @@ def slic(
     for image, out in zip(images, labels, strict=True):
         planes = blur(lab(image), taps(sigma))
         for asked, result in zip(n_segments, out, strict=True):
-            clusters = segment(planes, asked, compactness, iterations, coarse)
-            result[:] = connect(clusters, min(asked, clusters.size))
+            clusters = min(asked, result.size)
+            found = segment(planes, clusters, compactness, iterations, coarse)
+            result[:] = connect(found, clusters)
     return labels
 
 
 def segment(
-    planes: NDArray[np.int16], asked: int, compactness: float, iterations: int, coarse: bool
+    planes: NDArray[np.int16], clusters: int, compactness: float, iterations: int, coarse: bool
 ) -> NDArray[np.int32]:
     """Return each pixel's cluster int32[h w] after `iterations` of assignment."""
-    fine = grid(planes.shape[1], planes.shape[2], asked, compactness)
-    colours, places = seeds(planes, fine.clusters)
+    fine = grid(planes.shape[1], planes.shape[2], clusters, compactness)
+    colours, places = seeds(planes, clusters)
     halved = int(COARSE_SHARE * iterations) if coarse else 0
     if halved:
         small = halve(planes)
-        half = grid(small.shape[1], small.shape[2], asked, compactness, scale=2)
+        half = grid(small.shape[1], small.shape[2], clusters, compactness)
         places = (places - 8) // 2
         for _ in range(halved):
             labels = assign(small, colours, places, half)
@@ -172,9 +174,8 @@ def halve(planes: NDArray[np.int16]) -> NDArray[np.int16]:
 # clusters
 
 
-def grid(height: int, width: int, asked: int, compactness: float, scale: int = 1) -> Grid:
-    """Return the constants of one resolution; `scale`: by how much the image was shrunk."""
-    clusters = min(asked, height * width * scale**2)
+def grid(height: int, width: int, clusters: int, compactness: float) -> Grid:
+    """Return the constants of one resolution."""
     side = np.sqrt(height * width / clusters)
     shift = max(0, int(np.ceil(2 * np.log2(compactness / 128))))
     weight = np.float32(8192 / 256 * 2.0**-shift * (compactness / side) ** 2)
@@ -187,7 +188,7 @@ def seeds(planes: NDArray[np.int16], clusters: int) -> tuple[NDArray[np.int32], 
     They lie in rows of about square cells; the rows' numbers of cells differ by at most one.
     """
     height, width = planes.shape[1:]
-    rows = int(np.rint(np.sqrt(clusters * height / width)))
+    rows = int(np.sqrt(clusters * height / width) + 0.5)
     rows = min(max(rows, 1, -(-clusters // width)), height, clusters)
     colours, places = np.empty((clusters, 3), np.int32), np.empty((clusters, 2), np.int32)
     for row in range(rows):
@@ -195,8 +196,10 @@ def seeds(planes: NDArray[np.int16], clusters: int) -> tuple[NDArray[np.int32], 
         for column in range(last - first):
             x = (2 * column + 1) * width * 8 // (last - first) - 8
             y = (2 * row + 1) * height * 8 // rows - 8
-            places[first + column] = x, y
-            colours[first + column] = 2 * planes[:, (y + 8) // 16, (x + 8) // 16].astype(np.int32)
+            places[first + column, 0], places[first + column, 1] = x, y
+            for channel in range(3):
+                seed = planes[channel, (y + 8) // 16, (x + 8) // 16]
+                colours[first + column, channel] = 2 * np.int32(seed)
     return colours, places
 
 
@@ -356,6 +359,7 @@ def cut(labels: NDArray[np.int32], count: int, asked: int) -> int:
     return count
 
 
+@register_jitable  # so that `cut` can call it when compiled
 def tree(
     labels: NDArray[np.int32], segment: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

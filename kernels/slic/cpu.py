@@ -1,0 +1,536 @@
+"""SLIC compiled: `reference.py` step by step, on tiles that stay in registers and cache.
+
+Batches are split over threads, not Numba's `prange`: compiling is faster, and it may be called
+from several threads at once.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import get_num_threads, njit
+from numpy.typing import NDArray
+
+from dop_fast.kernels.slic import _lanes, reference
+from dop_fast.types import Array
+
+HEIGHT, WIDTH = reference.TILE_HEIGHT, reference.TILE_WIDTH
+PIXELS = HEIGHT * WIDTH
+GRID = np.dtype(
+    [
+        ("height", np.int64),
+        ("width", np.int64),
+        ("clusters", np.int64),
+        ("weight", np.float32),
+        ("shift", np.int64),
+        ("reach", np.int64),
+    ]
+)
+TABLES = reference.lab_tables()
+CUBE_ROOT_BITS = reference.CUBE_ROOT_BITS
+_compiled = njit(cache=True, nogil=True, error_model="numpy")
+_inlined = njit(cache=True, nogil=True, error_model="numpy", inline="never")
+_seeds = _compiled(reference.seeds)
+_reached = _compiled(reference.tiles)
+_cut = _compiled(reference.cut)
+
+
+def slic(
+    images: NDArray[np.uint8],
+    n_segments: tuple[int, ...],
+    compactness: float,
+    sigma: float,
+    iterations: int,
+    coarse: bool,
+) -> NDArray[np.int32]:
+    """Return labels int32[n r h w] of `images` [n h w 3], equal to `reference.slic`."""
+    count, height, width = images.shape[:3]
+    labels = np.empty((count, len(n_segments), height, width), np.int32)
+    weights = reference.taps(sigma)
+    columns, rows = (reference.mirror(size, len(weights)) for size in (width, height))
+    clusters = [min(asked, height * width) for asked in n_segments]
+    fine, half = (
+        np.array([reference.grid(h, w, k, compactness) for k in clusters], GRID)
+        for h, w in ((height, width), ((height + 1) // 2, (width + 1) // 2))
+    )
+    halved = int(reference.COARSE_SHARE * iterations) if coarse else 0
+    settings = (TABLES, weights, columns, rows, fine, half, iterations - halved, halved)
+    images = np.ascontiguousarray(images)
+    parts = min(get_num_threads(), count)
+    if parts <= 1:
+        _span(images, *settings, labels)
+        return labels
+    edges = [count * k // parts for k in range(parts + 1)]
+    with ThreadPoolExecutor(parts) as pool:
+        spans = [slice(*edge) for edge in zip(edges, edges[1:], strict=False)]
+        list(pool.map(lambda span: _span(images[span], *settings, labels[span]), spans))
+    return labels
+
+
+@_compiled
+def _span(
+    images: Array,
+    tables: Array,
+    weights: Array,
+    columns: Array,
+    rows: Array,
+    fine: Array,
+    half: Array,
+    iterations: int,
+    halved: int,
+    labels: Array,
+) -> None:
+    """Segment consecutive images with one set of buffers."""
+    count, height, width = images.shape[:3]
+    planes = np.empty((3, height, width), np.int16)
+    tiles, totals = _tile_buffers(height, width)
+    small = np.empty((3, (height + 1) // 2, (width + 1) // 2), np.int16)
+    small_tiles, small_totals = _tile_buffers(small.shape[1], small.shape[2])
+    found = np.empty((len(tiles), PIXELS), np.int32)
+    runs = np.empty((4, height * width), np.int32)
+    for i in range(count):
+        _blurred_lab(images[i], tables, weights, columns, rows, planes)
+        _tile(planes, tiles, totals)
+        if halved > 0:
+            _halve(planes, small)
+            _tile(small, small_tiles, small_totals)
+        for j in range(len(fine)):
+            colours, places = _seeds(planes, fine[j].clusters)
+            if halved > 0:
+                places[:] = (places - 8) // 2
+                for _ in range(halved):
+                    _iterate(small_tiles, small_totals, half[j], colours, places, found, True)
+                places[:] = 2 * places + 8
+            for step in range(iterations):
+                last = step == iterations - 1
+                _iterate(tiles, totals, fine[j], colours, places, found, not last)
+            _connect(found, fine[j].clusters, runs, labels[i, j])
+
+
+@_compiled
+def _tile_buffers(height: int, width: int) -> tuple[Array, Array]:
+    count = -(-height // HEIGHT) * -(-width // WIDTH)
+    return np.empty((count, 2 * PIXELS), np.int32), np.empty((count, 6), np.int64)
+
+
+# colours
+
+
+@_compiled
+def _blurred_lab(
+    image: Array, tables: Array, weights: Array, columns: Array, rows: Array, planes: Array
+) -> None:
+    height, width = image.shape[:2]
+    radius = len(weights)
+    packed = np.empty(width, np.uint64)
+    padded = np.empty((3, width + 2 * radius), np.int16)
+    across = np.empty((3, height, width), np.int16)
+    for y in range(height):
+        _lab_row(image[y], tables, packed, padded[:, radius:])
+        for channel in range(3):
+            row = padded[channel]
+            for x in range(radius):
+                row[x] = row[radius + columns[x]]
+                row[radius + width + x] = row[radius + columns[radius + width + x]]
+            here, out = row[radius : radius + width], across[channel, y]
+            out[:] = here
+            for k in range(1, radius + 1):
+                before, after = row[radius - k :], row[radius + k :]
+                _add_tap(out, here, before, after, weights[k - 1])
+    for channel in range(3):
+        plane = across[channel]
+        for y in range(height):
+            here, out = plane[y], planes[channel, y]
+            out[:] = here
+            for k in range(1, radius + 1):
+                before, after = plane[rows[y + radius - k]], plane[rows[y + radius + k]]
+                _add_tap(out, here, before, after, weights[k - 1])
+
+
+@_compiled
+def _add_tap(out: Array, here: Array, before: Array, after: Array, weight: int) -> None:
+    for x in range(len(out)):
+        away = np.int16(before[x] + after[x] - 2 * here[x])
+        out[x] = np.int16(out[x] + ((np.int32(away) * np.int32(weight)) >> 16))
+
+
+@_compiled
+def _lab_row(pixels: Array, tables: Array, packed: Array, out: Array) -> None:
+    for x in range(len(packed)):
+        packed[x] = tables[0, pixels[x, 0]] + tables[1, pixels[x, 1]] + tables[2, pixels[x, 2]]
+    lightness, a, b = out[0], out[1], out[2]
+    mask = np.uint64(0x1FFFFF)
+    for x in range(len(packed)):
+        fx = _root(np.int32(packed[x] & mask))
+        fy = _root(np.int32(packed[x] >> np.uint64(21) & mask))
+        fz = _root(np.int32(packed[x] >> np.uint64(42)))
+        lightness[x] = _rounded(np.float32(64 * 116) * fy - np.float32(64 * 16))
+        a[x] = _rounded(np.float32(64 * 500) * (fx - fy))
+        b[x] = _rounded(np.float32(64 * 200) * (fy - fz))
+
+
+@_compiled
+def _rounded(value: np.float32) -> np.int16:
+    return np.int16(np.int32(value + np.float32(8192.5)) - np.int32(8192))
+
+
+@_compiled
+def _root(part: np.int32) -> np.float32:
+    t = np.float32(part) * np.float32(2.0**-20)
+    third = np.float32(1 / 3)
+    low = third * np.float32(1 / 1024)
+    bits = np.float32(t if t > low else low).view(np.int32)
+    r = np.int32(CUBE_ROOT_BITS - np.float32(bits) * third).view(np.float32)
+    for _ in range(2):
+        r = r * (np.float32(4 / 3) - t * third * r * (r * r))
+    linear = np.float32(7.787) * t + np.float32(16 / 116)
+    curved = t * (r * r)
+    return curved if t > np.float32(0.008856) else linear
+
+
+@_compiled
+def _halve(planes: Array, small: Array) -> None:
+    height, width = planes.shape[1:]
+    for channel in range(3):
+        for y in range(small.shape[1]):
+            up, down = planes[channel, 2 * y], planes[channel, min(2 * y + 1, height - 1)]
+            out = small[channel, y]
+            for x in range(width // 2):
+                total = np.int32(up[2 * x]) + up[2 * x + 1] + down[2 * x] + down[2 * x + 1]
+                out[x] = (total + 2) >> 2
+            if width % 2:
+                out[width // 2] = (2 * (np.int32(up[width - 1]) + down[width - 1]) + 2) >> 2
+
+
+@_compiled
+def _tile(planes: Array, tiles: Array, totals: Array) -> None:
+    """Cut planes into tiles (see `_lanes`), padded with 0; `totals` int64[t 6] as in `_add`."""
+    height, width = planes.shape[1:]
+    across = -(-width // WIDTH)
+    for y in range(height):
+        for left in range(0, width, WIDTH):
+            tile = tiles[y // HEIGHT * across + left // WIDTH]
+            start = y % HEIGHT * WIDTH
+            for x in range(min(WIDTH, width - left)):
+                l, a = planes[0, y, left + x], planes[1, y, left + x]
+                tile[start + x] = np.int32(l) & np.int32(0xFFFF) | np.int32(a) << np.int32(16)
+                tile[PIXELS + start + x] = planes[2, y, left + x]
+    labels = np.zeros(PIXELS, np.int32)
+    for index in range(len(tiles)):
+        top, left = index // across * HEIGHT, index % across * WIDTH
+        labels[:] = 0
+        _blank(labels, height - top, width - left)
+        totals[index] = 0
+        _add(
+            totals[index],
+            _lanes.tally(_address(tiles, index), labels.ctypes.data, np.int32(0)),
+            left,
+            top,
+        )
+
+
+@_compiled
+def _address(rows: Array, index: int) -> int:
+    return np.uintp(rows.ctypes.data) + np.uintp(index * rows.strides[0])
+
+
+@_compiled
+def _blank(labels: Array, rows: int, columns: int) -> None:
+    """Label -1 what lies outside the image in a tile of which rows x columns are inside."""
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            if y >= rows or x >= columns:
+                labels[y * WIDTH + x] = -1
+
+
+@_compiled
+def _add(sums: Array, tally: tuple[int, int, int, int, int], left: int, top: int) -> None:
+    """Add a tally of a tile to the sums of L, a, b, 1, x, y."""
+    count, y = tally[3] & 0xFFFF, tally[3] >> 16
+    sums[0] += tally[0]
+    sums[1] += tally[1]
+    sums[2] += tally[2]
+    sums[3] += count
+    sums[4] += tally[4] + left * count
+    sums[5] += y + top * count
+
+
+# clusters
+
+
+@_compiled
+def _iterate(
+    tiles: Array,
+    totals: Array,
+    grid: Array,
+    colours: Array,
+    places: Array,
+    found: Array,
+    move: bool,
+) -> None:
+    """Assign all tiles to `found`; if `move`, change colours and places to the new means."""
+    clusters, across = grid.clusters, -(-grid.width // WIDTH)
+    table = _table(grid, colours, places)
+    starts, candidates = _candidates(grid, places)
+    number_bits = np.int32(0)
+    while number_bits < clusters - 1:
+        number_bits = np.int32(2 * number_bits + 1)
+    sums = np.zeros((clusters, 6), np.int64)
+    for index in range(len(tiles)):
+        top, left = index // across * HEIGHT, index % across * WIDTH
+        first, count = starts[index], starts[index + 1] - starts[index]
+        tile, labels = _address(tiles, index), _address(found, index)
+        _lanes.nearest(
+            tile, np.uintp(table.ctypes.data), np.uintp(candidates.ctypes.data) + np.uintp(4 * first), count,
+            np.int32(16 * left), np.int32(16 * top), grid.weight, number_bits, labels,
+        )  # fmt: skip
+        if move:
+            if top + HEIGHT > grid.height or left + WIDTH > grid.width:
+                _blank(found[index], grid.height - top, grid.width - left)
+            _collect(tile, found[index], totals[index], left, top, sums)
+    if move:
+        _means(sums, colours, places)
+
+
+@_compiled
+def _table(grid: Array, colours: Array, places: Array) -> Array:
+    table = np.empty((len(colours), 8), np.int32)
+    for k in range(len(colours)):
+        square = 0
+        for channel in range(3):
+            square += np.int64(colours[k, channel]) * np.int64(colours[k, channel])
+        light, a, b = (
+            (-2 * colours[k, 0]) >> grid.shift,
+            (-2 * colours[k, 1]) >> grid.shift,
+            (-2 * colours[k, 2]) >> grid.shift,
+        )
+        table[k, 0] = np.int32((light & 0xFFFF) | (a << 16))
+        table[k, 1] = b & 0xFFFF
+        table[k, 2] = square >> (1 + grid.shift)
+        table[k, 3], table[k, 4] = places[k, 0], places[k, 1]
+    return table
+
+
+@_compiled
+def _candidates(grid: Array, places: Array) -> tuple[Array, Array]:
+    """Return where each tile's clusters start int64[t+1], and their numbers, ascending, int32."""
+    across, down = -(-grid.width // WIDTH), -(-grid.height // HEIGHT)
+    clusters = grid.clusters
+    spans = np.empty((clusters, 4), np.int32)
+    count = np.zeros(across * down, np.int32)
+    for k in range(clusters):
+        left, right = _reached(places[k, 0], grid.width, WIDTH, grid.reach)
+        top, bottom = _reached(places[k, 1], grid.height, HEIGHT, grid.reach)
+        spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3] = left, right, top, bottom
+        for row in range(top, bottom):
+            for index in range(row * across + left, row * across + right):
+                count[index] += 1
+    starts = np.empty(len(count) + 1, np.int64)
+    starts[0] = 0
+    for index in range(len(count)):
+        starts[index + 1] = starts[index] + (count[index] if count[index] else clusters)
+    numbers = np.empty(starts[-1], np.int32)
+    for index in range(len(count)):
+        if count[index] == 0:
+            for k in range(clusters):
+                numbers[starts[index] + k] = k
+        count[index] = starts[index]
+    for k in range(clusters):
+        left, right, top, bottom = spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3]
+        for row in range(top, bottom):
+            for index in range(row * across + left, row * across + right):
+                numbers[count[index]] = k
+                count[index] += 1
+    return starts, numbers
+
+
+@_compiled
+def _collect(tile: int, labels: Array, total: Array, left: int, top: int, sums: Array) -> None:
+    """Add the tile's pixels to the sums of their clusters; the last one gets what remains."""
+    rest0, rest1, rest2, rest3, rest4, rest5 = (
+        total[0],
+        total[1],
+        total[2],
+        total[3],
+        total[4],
+        total[5],
+    )
+    address = np.uintp(labels.ctypes.data)
+    none = _lanes.equal(address, np.int32(-1))
+    low, high = ~none[0], ~none[1]
+    while True:
+        if low != 0:
+            label = labels[_lanes.first_bit(low)]
+        else:
+            label = labels[64 + _lanes.first_bit(high)]
+        same = _lanes.equal(address, label)
+        low, high = low & ~same[0], high & ~same[1]
+        own = sums[label]
+        if low | high == 0:
+            own[0] += rest0
+            own[1] += rest1
+            own[2] += rest2
+            own[3] += rest3
+            own[4] += rest4
+            own[5] += rest5
+            return
+        t = _lanes.tally(tile, address, label)
+        count = np.int64(t[3] & 0xFFFF)
+        x, y = t[4] + left * count, (t[3] >> 16) + top * count
+        own[0] += t[0]
+        own[1] += t[1]
+        own[2] += t[2]
+        own[3] += count
+        own[4] += x
+        own[5] += y
+        rest0 -= t[0]
+        rest1 -= t[1]
+        rest2 -= t[2]
+        rest3 -= count
+        rest4 -= x
+        rest5 -= y
+
+
+@_compiled
+def _means(sums: Array, colours: Array, places: Array) -> None:
+    for k in range(len(sums)):
+        count = sums[k, 3]
+        if count > 0:
+            for channel in range(3):
+                colours[k, channel] = (4 * sums[k, channel] + count) // (2 * count)
+            for axis in range(2):
+                places[k, axis] = (32 * sums[k, 4 + axis] + count) // (2 * count)
+
+
+# connected segments
+
+
+@_compiled
+def _connect(found: Array, asked: int, runs: Array, labels: Array) -> None:
+    height, width = labels.shape
+    across = -(-width // WIDTH)
+    start, label, parent, part = runs[0], runs[1], runs[2], runs[3]
+    firsts = np.empty(height + 1, np.int64)
+    row = np.full(1 + 64 * -(-width // 64), -1, np.int32)
+    address = np.uintp(row.ctypes.data)
+    count = 0
+    for y in range(height):
+        firsts[y] = count
+        for tx in range(across):
+            tile = found[y // HEIGHT * across + tx]
+            for x in range(WIDTH):
+                row[1 + tx * WIDTH + x] = tile[y % HEIGHT * WIDTH + x]
+        for left in range(0, width, 64):
+            at = address + np.uintp(4 * left)
+            bits = _lanes.differ(at, at + np.uintp(4))
+            if width - left < 64:
+                bits &= (np.uint64(1) << np.uint64(width - left)) - np.uint64(1)
+            while bits != 0:
+                x = left + _lanes.first_bit(bits)
+                bits &= bits - np.uint64(1)
+                start[count], label[count], parent[count] = x, row[1 + x], count
+                count += 1
+        if y > 0:
+            _join(start, label, parent, firsts[y - 1], firsts[y], count, width)
+    firsts[height] = count
+    _parts(start, parent, part, firsts, count, asked, labels)
+
+
+@_compiled
+def _join(
+    start: Array, label: Array, parent: Array, above: int, here: int, end: int, width: int
+) -> None:
+    """Unite the runs of a row with those of equal label above them."""
+    i, j = above, here
+    while i < here and j < end:
+        stop_i = start[i + 1] if i + 1 < here else width
+        stop_j = start[j + 1] if j + 1 < end else width
+        if label[i] == label[j]:
+            p, q = i, j
+            while parent[p] != p:
+                parent[p] = parent[parent[p]]
+                p = parent[p]
+            while parent[q] != q:
+                parent[q] = parent[parent[q]]
+                q = parent[q]
+            if p < q:
+                parent[q] = p
+            else:
+                parent[p] = q
+        i += stop_i <= stop_j
+        j += stop_j <= stop_i
+
+
+@_compiled
+def _parts(
+    start: Array, parent: Array, part: Array, firsts: Array, count: int, asked: int, labels: Array
+) -> None:
+    height, width = labels.shape
+    sizes, before = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    parts = 0
+    for y in range(height):
+        for k in range(firsts[y], firsts[y + 1]):
+            stop = start[k + 1] if k + 1 < firsts[y + 1] else width
+            if parent[k] == k:
+                part[k] = parts
+                if start[k] > 0:
+                    before[parts] = part[k - 1]
+                elif y > 0:
+                    before[parts] = part[firsts[y - 1]]
+                parts += 1
+            else:
+                parent[k] = parent[parent[k]]
+                part[k] = part[parent[k]]
+            sizes[part[k]] += stop - start[k]
+    final = np.empty(parts, np.int32)
+    kept = _merge(sizes[:parts], before, height * width, asked, final)
+    for y in range(height):
+        for k in range(firsts[y], firsts[y + 1]):
+            stop = start[k + 1] if k + 1 < firsts[y + 1] else width
+            value = final[part[k]]
+            for x in range(start[k], stop):
+                labels[y, x] = value
+    _cut(labels, kept, asked)
+
+
+@_compiled
+def _merge(sizes: Array, before: Array, area: int, asked: int, final: Array) -> int:
+    """Number the segments that the components end in, `final` int32[c]; return how many."""
+    count = len(sizes)
+    kept = np.empty(count, np.bool_)
+    for k in range(count):
+        kept[k] = k == 0 or 4 * asked * sizes[k] >= area
+    joined = _resolve(kept, before, sizes, final)
+    if 4 * asked * joined[0] < area:
+        for k in range(1, count):
+            if kept[k]:
+                kept[k] = False
+                break
+    joined = _resolve(kept, before, sizes, final)
+    number = kept.sum()
+    excess = number - asked - max(1, asked // 20)
+    for _ in range(excess):
+        smallest = 0
+        for k in range(1, count):
+            if kept[k] and (smallest == 0 or joined[k] < joined[smallest]):
+                smallest = k
+        kept[smallest] = False
+    number -= max(excess, 0)
+    joined = _resolve(kept, before, sizes, final)
+    rank = 0
+    for k in range(count):
+        if kept[k]:
+            final[k] = rank
+            rank += 1
+        else:
+            final[k] = final[before[k]]
+    return rank
+
+
+@_compiled
+def _resolve(kept: Array, before: Array, sizes: Array, final: Array) -> Array:
+    """Return the sizes of the kept components together with those that join them."""
+    joined = np.zeros(len(kept), np.int64)
+    for k in range(len(kept)):
+        final[k] = k if kept[k] else final[before[k]]
+        joined[final[k]] += sizes[k]
+    return joined
