@@ -1,0 +1,103 @@
+"""The report: one HTML page of a whole workspace that opens from disk, on a phone too."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dop_fast import masks
+from dop_fast.errors import DataError
+from dop_fast.images import ImageSet, open_images
+from dop_fast.masks import MaskSet
+from dop_fast.report import facts, gallery, plots, table
+from dop_fast.runs import Run, finished_runs
+from dop_fast.stores import PatchStore
+from dop_fast.workspace import Workspace
+
+__all__ = ["build", "write"]
+
+
+def write(workspace: Workspace) -> Path:
+    """Write the page of all that a workspace holds to `workspace.report`, and return its path.
+
+    Where the images are gone, the page is made without their pictures.
+    """
+    store = PatchStore(workspace.patches) if workspace.patches.exists() else None
+    found = {path.stem: masks.load(path) for path in sorted(workspace.masks.glob("*.safetensors"))}
+    try:
+        train, _ = open_images(workspace.data, workspace.root, workspace.seed)
+    except DataError:
+        train = None
+    page = build(workspace, store, train, finished_runs(workspace.runs), found)
+    partial = workspace.report.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(workspace.report)
+    return workspace.report
+
+
+def build(
+    workspace: Workspace,
+    store: PatchStore | None,
+    train: ImageSet | None,
+    runs: Sequence[Run],
+    kept: Mapping[str, MaskSet],
+) -> str:
+    """Return the page as HTML; what was not made yet is said with the command that makes it.
+
+    `runs` are finished ones, `kept` are masks by name. The concepts' pictures come from `train`;
+    they are left out where it is None or not the images that `store` was extracted from.
+    """
+    results = [table.result(run) for run in runs]
+    known = store.header if store else train
+    classes = known.classes if known else ()
+    same = store is not None and train is not None and train.fingerprint == store.header.data
+    content = {
+        "title": _title(workspace),
+        "overview": facts.overview(workspace, store, train, results),
+        "changed": facts.changed(workspace, facts.asked(store, runs, kept)),
+        "steps": facts.steps(store, results, kept),
+        "made_by": facts,
+        "versions": facts.versions(runs),
+        "results": results,
+        "layers": {name: mask.layers() for name, mask in kept.items()},
+        "store": store,
+        "pictures": same,
+        "classes": classes,
+        "cards": gallery.classes(store, train if same else None) if store else (),
+        "stitching": gallery.stitching(store) if store else None,
+        **_compared(results, kept),
+    }
+    return _environment().get_template("report.html").render(content)
+
+
+def _compared(results: Sequence[table.Result], kept: Mapping[str, MaskSet]) -> dict[str, Any]:
+    comparison = table.compare(results)
+    names = [*(result.series for result in results), *map(plots.mask_series, kept.values())]
+    look = plots.styles(names)
+    several = len(comparison.sparsities) > 1
+    return {
+        "comparison": comparison,
+        "repeated": any(cell.n > 1 for cell in comparison.cells),
+        "strips": plots.strips(comparison),
+        "accuracy": plots.accuracy(comparison, look) if several else "",
+        "look": look,
+        "curves": plots.curves(results, look),
+        "densities": plots.densities(kept, look),
+        "overlaps": table.overlaps(kept),
+    }
+
+
+def _title(workspace: Workspace) -> str:
+    data = Path(workspace.data.path).stem
+    return f"{workspace.model.name} on {data}" if data else workspace.model.name
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dop_fast"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(p_text=gallery.p_text, duration=facts.duration)
+    return environment

@@ -1,0 +1,102 @@
+"""Contact sheets for looking at a store without a browser: plain RGB images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dop_fast.images import ImageSet
+from dop_fast.report import gallery, tiles
+from dop_fast.stores import PatchStore
+from dop_fast.types import Array, Patches
+
+PAPER, INK, MUTED, EDGE = (255, 255, 255), (29, 28, 26), (110, 106, 98), (255, 214, 10)
+MARGIN, LABEL, TITLE = 16, 150, 34
+"""Pixels around a sheet, for the text left of a row, and for the text above one."""
+FILM = tiles.Film(count=8, side=112)
+
+
+def concepts(store: PatchStore, class_id: int, sources: ImageSet) -> Image.Image:
+    """Return a class's concepts, best first: a row each, segments in place above their images.
+
+    `sources` are the images that the store was extracted from.
+    """
+    found, header = store.concepts(class_id), store.header
+    rows = []
+    for rank, concept in enumerate(found.concepts, start=1):
+        low, high = gallery.tcav_interval(concept)
+        significant = concept.significant(header.config["alpha"])
+        text = [
+            f"{rank}   TCAV {concept.tcav:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            gallery.p_text(concept.p_value),
+            f"{len(concept.members)} segments",
+            *([] if significant else ["not significant"]),
+        ]
+        rows.append((text, tiles.film(found, concept, sources, header.fill, FILM)))
+    return _sheet(f"{header.classes[class_id]}: {len(found.segments)} segments", rows)
+
+
+def stitched(patches: Patches, classes: Sequence[str]) -> Image.Image:
+    """Return stitched patches, a row for each class that has any, with their coverage r."""
+    rows = []
+    for label in np.unique(patches.label):
+        of_class = np.flatnonzero(patches.label == label)
+        coverage = patches.coverage[of_class]
+        text = [
+            classes[label],
+            f"r {coverage.min():.2f} to {coverage.max():.2f}",
+            f"{int(patches.reached[of_class].sum())} of {len(of_class)} reach sigma",
+        ]
+        row = [tiles.fit(patches.pixels[i], FILM.side) for i in of_class]
+        rows.append((text, tiles.grid([row])))
+    return _sheet("stitched patches", rows)
+
+
+def segments(image: Array, labels: Array, side: int = 320) -> Image.Image:
+    """Return uint8[h w 3] once for each resolution of labels int[r h w], with the boundaries."""
+    views = [_bounded(image, resolution, side) for resolution in labels]
+    sheet = _blank(2 * MARGIN + len(views) * (side + tiles.GAP) - tiles.GAP, TITLE + side + MARGIN)
+    draw = ImageDraw.Draw(sheet)
+    for i, (view, resolution) in enumerate(zip(views, labels, strict=True)):
+        left = MARGIN + i * (side + tiles.GAP)
+        sheet.paste(view, (left, TITLE))
+        draw.text((left, 11), f"{len(np.unique(resolution))} segments", INK, _font(14))
+    return sheet
+
+
+def _bounded(image: Array, labels: Array, side: int) -> Image.Image:
+    """Draw the boundaries after enlarging, so that they stay thin."""
+    pixels = np.array(tiles.fit(image, side))
+    rows, columns = (np.arange(side) * length // side for length in labels.shape)
+    large = labels[np.ix_(rows, columns)]
+    edge = np.zeros(large.shape, np.bool_)
+    edge[:-1] |= large[:-1] != large[1:]
+    edge[:, :-1] |= large[:, :-1] != large[:, 1:]
+    pixels[1:, 1:][edge[:-1, :-1]] = INK  # a dark side, to be seen on bright images too
+    pixels[edge] = EDGE
+    return Image.fromarray(pixels)
+
+
+def _sheet(title: str, rows: Sequence[tuple[list[str], Image.Image]]) -> Image.Image:
+    """Stack rows of text and picture under a title."""
+    height = TITLE + sum(picture.height + MARGIN for _, picture in rows)
+    width = 2 * MARGIN + LABEL + max((picture.width for _, picture in rows), default=0)
+    sheet = _blank(width, height)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 9), title, INK, _font(17))
+    top = TITLE
+    for text, picture in rows:
+        for i, line in enumerate(text):
+            draw.text((MARGIN, top + 17 * i), line, MUTED if i else INK, _font(13))
+        sheet.paste(picture, (MARGIN + LABEL, top), picture)
+        top += picture.height + MARGIN
+    return sheet
+
+
+def _blank(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), PAPER)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
