@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from dop_fast import runs, seeding, training
 from dop_fast.config import DataConfig, TrainConfig
-from dop_fast.errors import ModelError, StoreError
+from dop_fast.errors import DataError, ModelError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.training import Epoch, TrainData, augment, loader, loop, precision
@@ -303,6 +303,11 @@ def test_torchs_global_stream_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_model_in_eval_mode_is_trained_all_the_same(tmp_path: Path) -> None:
+    one, other = network(), network().eval()
+    assert untimed(list(fit(tmp_path / "1", one))) == untimed(list(fit(tmp_path / "2", other)))
+
+
 def test_another_seed_gives_another_training(tmp_path: Path) -> None:
     one, other = (list(fit(tmp_path / str(seed), network(), seed=seed)) for seed in (0, 1))
     assert one[0].train_loss != other[0].train_loss
@@ -341,6 +346,30 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path, epoch: int) -> None:
         next(epochs)
     assert "--lr" in caught.value.hint
     assert len(runs.metrics(tmp_path)) == epoch - 1
+
+
+def test_a_last_step_that_breaks_the_network_stops(tmp_path: Path) -> None:
+    one_step = replace(CONFIG, lr=1e38, batch_size=36)
+    with pytest.raises(ModelError, match="epoch 1"):
+        next(fit(tmp_path, network(), one_step))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_epoch_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalise, steps = loop.normalise, 0
+
+    def counted(*args: object) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return normalise(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "normalise", counted)
+    monkeypatch.setattr(loop, "CHECK_STEPS", 2)
+    with pytest.raises(ModelError):
+        next(fit(tmp_path, network(), replace(CONFIG, lr=1e30)))
+    assert steps == 3  # of 5; the first step's loss is still finite
 
 
 class Fixed(nn.Module):
@@ -427,6 +456,24 @@ def test_pixels_depend_on_neither_workers_nor_batches_nor_memory(
     monkeypatch.setattr(loader, "HOLD_BYTES", hold_bytes)
     assert np.array_equal(epoch_pixels(images, kind, workers=2, batch_size=3), expected)
     assert np.array_equal(epoch_pixels(images, kind, batch_size=10), expected)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A source none of whose images can be read."""
+
+    def open(self, index: int) -> Image.Image:
+        raise OSError("truncated")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and torch's loader
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["pad", "resized"])
+def test_an_unreadable_image_is_named_whoever_reads_it(kind: str, workers: int) -> None:
+    images = replace(noisy(4, 0), source=Unreadable())
+    with pytest.raises(DataError, match=r"^cannot read the image \d: truncated$") as caught:
+        epoch_pixels(images, kind, workers=workers)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["pad", "resized"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dop_fast import seeding
+from dop_fast.errors import DopFastError
 from dop_fast.images import ImageSet
 from dop_fast.training import augment
 from dop_fast.types import Array
@@ -60,6 +61,8 @@ class Pixels:
             generator=torch.Generator(),  # else it draws from the global stream
         )
         for pixels in loader:
+            if isinstance(pixels, DopFastError):
+                raise pixels
             yield pixels.to(self.device, non_blocking=True)
 
     def send(self, values: Array) -> Tensor:
@@ -72,15 +75,18 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class _Chunks(Dataset[Array]):
+class _Chunks(Dataset[Array | DopFastError]):
     read: Read
     chunks: Sequence[Array]
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, position: int) -> Array:
-        return self.read(self.chunks[position])
+    def __getitem__(self, position: int) -> Array | DopFastError:
+        try:
+            return self.read(self.chunks[position])
+        except DopFastError as error:  # raised in a worker, it would lose its hint
+            return error
 
 
 def split(order: Array, batch_size: int) -> list[Array]:
