@@ -91,7 +91,9 @@ def parse_teacher(spec: str) -> TeacherConfig:
     metadata key "model", or by beginning with it (`resnet20_cifar10.pth`). Raises ModelError.
     """
     name, equals, weights = spec.partition("=")
-    if equals and _is_name(name):
+    if equals and not Path(spec).exists():
+        if not _is_name(name):
+            raise _unknown(name)
         return TeacherConfig(name, weights if weights == DEFAULT else str(_existing(weights)))
     if not spec.endswith(FILES):
         if not _is_name(spec):
@@ -123,8 +125,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def get_layer(model: nn.Module, name: str) -> nn.Module:
     """Return the module called `name`; ModelError with the nearest names if there is none."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name and name in modules:
+    modules: dict[str, nn.Module] = {key: part for key, part in model.named_modules() if key}
+    if name in modules:
         return modules[name]
     near = difflib.get_close_matches(name, modules, 3) or [key for key, _ in model.named_children()]
     raise ModelError(f"the network has no layer {name!r}", f"nearest: {', '.join(near)}")
