@@ -177,8 +177,8 @@ class ExtractConfig(StageConfig):
     )  # fmt: skip
     fill: int = setting(117, "grey value around a segment", low=0, high=255, panel="Segments")
     clusters: int = setting(25, "K-means clusters of a class", low=1, panel="Concepts")
-    min_members: int = setting(20, "segments a cluster needs", low=1, panel="Concepts")
-    max_members: int = setting(40, "segments kept, nearest to the centre", low=1, panel="Concepts")
+    min_members: int = setting(20, "segments a cluster needs", low=2, panel="Concepts")
+    max_members: int = setting(40, "segments kept, nearest to the centre", low=2, panel="Concepts")
     random_sets: int = setting(
         20, "random sets that concepts are held against", low=2, panel="Concepts"
     )
@@ -193,6 +193,10 @@ class ExtractConfig(StageConfig):
     negatives: str = setting(
         "segments", "what random sets are made of: segments or whole photos of other classes",
         choices=("segments", "photos"), panel="Concepts",
+    )  # fmt: skip
+    null: str = setting(
+        "half", "scores to beat: 0.5, what chance gives, or those of one random concept as in ACE",
+        choices=("half", "random"), panel="Concepts",
     )  # fmt: skip
     alpha: float = setting(
         0.01, "significance level of the TCAV test", low=0, high=1, open_low=True, panel="Concepts"

@@ -73,7 +73,7 @@ class Concept:
 
     `members` int32[m] index the class's `Segments`, nearest to the cluster's centre first.
     `tcav` is Eq. 5, the mean of `tcav_runs` float64[r] over random sets; `p_value` tests them
-    against the null concept's; `cav_accuracy` is the separators' mean accuracy on held-out data.
+    against chance; `cav_accuracy` is the separators' mean accuracy on held-out data.
     """
 
     members: Array
@@ -83,7 +83,7 @@ class Concept:
     cav_accuracy: float
 
     def significant(self, alpha: float) -> bool:
-        """Return whether the TCAV score beats the null concept's at level `alpha`."""
+        """Return whether the TCAV score beats chance at level `alpha`."""
         return self.p_value < alpha  # NaN is not significant
 
 

@@ -54,8 +54,8 @@ class Probe:
     ) -> None:
         get_layer(teacher, layer)  # refuses an unknown name before the copy
         self.layer, self.data, self.device = layer, data, device
-        model = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self._model = model.to(device, memory_format=torch.channels_last)
+        model = copy.deepcopy(teacher).eval().requires_grad_(False).to(device)
+        self._model = model.to(memory_format=torch.channels_last)
 
     def pooled(self, batches: Iterable[Array]) -> Tensor:
         """Return pooled activations float32[n c]."""

@@ -115,7 +115,9 @@ def sgd(gram: Floats, seed: int) -> tuple[Floats, Floats]:
 def p_value(runs: Floats, null: Floats) -> float:
     """Return the p-value of `runs` [s] not exceeding `null` [s]: a one-sided paired t-test.
 
-    Where all differences are equal the test is not defined: 0 if they are positive, else 1.
+    Where all differences are equal the test is not defined: 0 if they are positive, else 1. It
+    asks whether other random sets would give the same verdict, not whether other segments would:
+    a handful of random segments passes far more often than the level says.
     """
     difference = runs - null
     mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))

@@ -145,7 +145,12 @@ class Extractor:
         return self.probe.maps(self._composed(sources, segments, chosen))
 
     def _background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
-        """Return the null concept's TCAV scores [s], and the random sets they are taken over."""
+        """Return the TCAV scores to beat [s], and the random sets they are taken over.
+
+        For two random sets, each as likely the concept, a score above one half is as likely as
+        one below. ACE's single random concept scores by its own luck instead: two of them agree
+        on half of the significant concepts.
+        """
         rows, labels = self._random
         size, sets = self.config.max_members, self.config.random_sets + 1
         others = np.flatnonzero(labels != class_id)
@@ -155,6 +160,8 @@ class Extractor:
         groups = rows[torch.from_numpy(drawn).to(rows.device)].reshape(sets, size, -1)
         gradients = self.probe.gradients(self._photos(held_out), class_id, self.config.gradient)
         against = hold(groups[1:], gradients)
+        if self.config.null == "half":
+            return np.full(sets - 1, 0.5), against
         null, _ = tcav(groups[0], against, self.config.cav, self._derive(class_id, "null"))
         return null, against
 
