@@ -1,6 +1,7 @@
 """Fixtures that every test may use: the real data, where there is any, and a tiny made-up set."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(count):
                 _striped(class_id, rng).save(folder / f"{index:02d}.png")
     return root
+
+
+@pytest.fixture
+def tiny_copy(tiny_images: Path, tmp_path: Path) -> Path:
+    """Return a copy of `tiny_images` that the test may change."""
+    return shutil.copytree(tiny_images, tmp_path / "copy")
 
 
 def _striped(class_id: int, rng: np.random.Generator) -> Image.Image:
