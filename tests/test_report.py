@@ -294,6 +294,7 @@ def test_settings_off_their_defaults_are_told_with_the_defaults(page: Page) -> N
     assert "stitch sigma 0.5 0.75" in page.text
     assert "finetune epochs 2 120" in page.text
     assert "compactness" not in page.text
+    assert "data path" not in page.text  # it has its own place
 
 
 def test_without_its_images_the_page_has_their_numbers_alone(space: Workspace) -> None:

@@ -1,6 +1,7 @@
 """What the page says of how it came about: data, networks, settings, times, and what is left."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,7 @@ def changed(workspace: Workspace, used: Asked) -> list[Changed]:
     """
     rows: list[Changed] = []
     for stage, config in (
-        ("data", workspace.data),
+        ("data", replace(workspace.data, path="")),  # the path stands above
         ("teacher", workspace.teacher),
         ("model", workspace.model),
     ):
