@@ -21,16 +21,17 @@ _ROW = ir.VectorType(_I32, TILE_WIDTH)
 @intrinsic
 def nearest(
     typingctx: Any, tile: Any, table: Any, candidates: Any, count: Any, x: Any, y: Any,
-    weight: Any, number_bits: Any, labels: Any,
+    weight: Any, number_bits: Any, labels: Any, stride: Any,
 ) -> Any:  # fmt: skip
     """Write the labels of a tile: of each pixel, the nearest of `count` candidates (int32).
 
+    The rows of `labels` are `stride` bytes apart.
     `table` int32[k 8] holds of each cluster: coefficients of (L, a) and of b, the constant term,
     x, y; `x`, `y` are the tile's own place in 1/16 pixel; for the rest see `reference.assign`.
     """
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tile, table, candidates, count, x, y, weight, number_bits, labels = arguments
+        tile, table, candidates, count, x, y, weight, number_bits, labels, stride = arguments
         dot = _Dot(context, builder)
         worst = ir.Constant(_ROW, [2**31 - 1] * TILE_WIDTH)
         best = [cgutils.alloca_once_value(builder, worst) for _ in range(TILE_HEIGHT)]
@@ -56,11 +57,62 @@ def nearest(
                 builder.store(builder.select(less, packed, before), best[r])
         for r in range(TILE_HEIGHT):
             found = builder.and_(builder.load(best[r]), builder.not_(keep))
-            builder.store(found, _at(builder, labels, _I64(TILE_WIDTH * r), _ROW), align=4)
+            builder.store(found, builder.inttoptr(labels, _ROW.as_pointer()), align=4)
+            labels = builder.add(labels, stride)
         return context.get_dummy_value()
 
     place = (types.int32, types.int32, types.float32, types.int32)
-    return types.void(*(types.uintp,) * 3, types.intp, *place, types.uintp), emit
+    addresses = (types.uintp,) * 3
+    return types.void(*addresses, types.intp, *place, types.uintp, types.intp), emit
+
+
+@intrinsic
+def smooth(typingctx: Any, here: Any, step: Any, weights: Any, radius: Any, out: Any) -> Any:
+    """Blur 32 int16 at `here`, of which the neighbours at distance k are k * `step` bytes away."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        here, step, weights, radius, out = arguments
+        narrow, wide = ir.VectorType(_I16, 32), ir.VectorType(_I32, 32)
+
+        def load(address: Any) -> Any:
+            return builder.load(builder.inttoptr(address, narrow.as_pointer()), align=2)
+
+        centre = load(here)
+        twice = builder.add(centre, centre)
+        total = cgutils.alloca_once_value(builder, centre)
+        with cgutils.for_range(builder, radius) as loop:
+            away = builder.mul(builder.add(loop.index, _I64(1)), step)
+            both = builder.add(load(builder.sub(here, away)), load(builder.add(here, away)))
+            place = builder.add(weights, builder.shl(loop.index, _I64(1)))
+            weight = builder.load(builder.inttoptr(place, _I16.as_pointer()))
+            factors = (builder.sub(both, twice), _splat(builder, weight, 32))
+            product = builder.mul(*(builder.sext(x, wide) for x in factors))
+            high = builder.trunc(builder.ashr(product, ir.Constant(wide, [16] * 32)), narrow)
+            builder.store(builder.add(builder.load(total), high), total)
+        builder.store(builder.load(total), builder.inttoptr(out, narrow.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.intp, types.uintp, types.intp, types.uintp), emit
+
+
+@intrinsic
+def pack(typingctx: Any, lightness: Any, a: Any, b: Any, tile: Any) -> Any:
+    """Write a tile's row: sixteen L, a and b from three addresses of int16."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half = ir.VectorType(_I16, TILE_WIDTH)
+        *planes, tile = arguments
+        lightness, a, b = (
+            builder.load(builder.inttoptr(x, half.as_pointer()), align=2) for x in planes
+        )
+        high = builder.shl(builder.zext(a, _ROW), ir.Constant(_ROW, [16] * TILE_WIDTH))
+        pair = builder.or_(builder.zext(lightness, _ROW), high)
+        builder.store(pair, _at(builder, tile, _I64(0), _ROW), align=4)
+        second = _at(builder, tile, _I64(TILE_HEIGHT * TILE_WIDTH), _ROW)
+        builder.store(builder.sext(b, _ROW), second, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*(types.uintp,) * 4), emit
 
 
 @intrinsic

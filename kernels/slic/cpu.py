@@ -5,6 +5,7 @@ from several threads at once.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from numba import get_num_threads, njit
@@ -14,7 +15,7 @@ from dop_fast.kernels.slic import _lanes, reference
 from dop_fast.types import Array
 
 HEIGHT, WIDTH = reference.TILE_HEIGHT, reference.TILE_WIDTH
-PIXELS = HEIGHT * WIDTH
+PIXELS, LANES = HEIGHT * WIDTH, 32
 GRID = np.dtype(
     [
         ("height", np.int64),
@@ -28,7 +29,6 @@ GRID = np.dtype(
 TABLES = reference.lab_tables()
 CUBE_ROOT_BITS = reference.CUBE_ROOT_BITS
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
-_inlined = njit(cache=True, nogil=True, error_model="numpy", inline="never")
 _seeds = _compiled(reference.seeds)
 _reached = _compiled(reference.tiles)
 _cut = _compiled(reference.cut)
@@ -61,7 +61,7 @@ def slic(
         return labels
     edges = [count * k // parts for k in range(parts + 1)]
     with ThreadPoolExecutor(parts) as pool:
-        spans = [slice(*edge) for edge in zip(edges, edges[1:], strict=False)]
+        spans = [slice(*edge) for edge in pairwise(edges)]
         list(pool.map(lambda span: _span(images[span], *settings, labels[span]), spans))
     return labels
 
@@ -81,35 +81,46 @@ def _span(
 ) -> None:
     """Segment consecutive images with one set of buffers."""
     count, height, width = images.shape[:3]
-    planes = np.empty((3, height, width), np.int16)
-    tiles, totals = _tile_buffers(height, width)
-    small = np.empty((3, (height + 1) // 2, (width + 1) // 2), np.int16)
-    small_tiles, small_totals = _tile_buffers(small.shape[1], small.shape[2])
-    found = np.empty((len(tiles), PIXELS), np.int32)
+    planes, tiles, totals = _buffers(height, width)
+    small, small_tiles, small_totals = _buffers((height + 1) // 2, (width + 1) // 2)
+    across = np.empty((3, height + 2 * len(weights), planes.shape[2]), np.int16)
+    found = np.full((_ceil(height, HEIGHT) * HEIGHT, 1 + _ceil(width, 64) * 64), -1, np.int32)
     runs = np.empty((4, height * width), np.int32)
     for i in range(count):
-        _blurred_lab(images[i], tables, weights, columns, rows, planes)
-        _tile(planes, tiles, totals)
+        _blurred_lab(images[i], tables, weights, columns, rows, across, planes)
+        _tile(planes, height, width, tiles, totals)
         if halved > 0:
-            _halve(planes, small)
-            _tile(small, small_tiles, small_totals)
+            _halve(planes, height, width, small)
+            _tile(small, (height + 1) // 2, (width + 1) // 2, small_tiles, small_totals)
         for j in range(len(fine)):
-            colours, places = _seeds(planes, fine[j].clusters)
+            colours, places = _seeds(planes[:, :, :width], fine[j].clusters)
             if halved > 0:
                 places[:] = (places - 8) // 2
                 for _ in range(halved):
-                    _iterate(small_tiles, small_totals, half[j], colours, places, found, True)
+                    _move(small_tiles, small_totals, half[j], colours, places)
                 places[:] = 2 * places + 8
-            for step in range(iterations):
-                last = step == iterations - 1
-                _iterate(tiles, totals, fine[j], colours, places, found, not last)
+            for _ in range(iterations - 1):
+                _move(tiles, totals, fine[j], colours, places)
+            _assign(tiles, fine[j], colours, places, found)
             _connect(found, fine[j].clusters, runs, labels[i, j])
 
 
 @_compiled
-def _tile_buffers(height: int, width: int) -> tuple[Array, Array]:
-    count = -(-height // HEIGHT) * -(-width // WIDTH)
-    return np.empty((count, 2 * PIXELS), np.int32), np.empty((count, 6), np.int64)
+def _ceil(size: int, unit: int) -> int:
+    return (size + unit - 1) // unit
+
+
+@_compiled
+def _buffers(height: int, width: int) -> tuple[Array, Array, Array]:
+    """Return planes with rows of whole vectors, tiles, and the tiles' sums."""
+    count = _ceil(height, HEIGHT) * _ceil(width, WIDTH)
+    planes = np.zeros((3, height, _ceil(width, LANES) * LANES), np.int16)
+    return planes, np.zeros((count, 2 * PIXELS), np.int32), np.empty((count, 6), np.int64)
+
+
+@_compiled
+def _address(rows: Array, index: int) -> int:
+    return np.uintp(rows.ctypes.data) + np.uintp(index * rows.strides[0])
 
 
 # colours
@@ -117,52 +128,55 @@ def _tile_buffers(height: int, width: int) -> tuple[Array, Array]:
 
 @_compiled
 def _blurred_lab(
-    image: Array, tables: Array, weights: Array, columns: Array, rows: Array, planes: Array
+    image: Array,
+    tables: Array,
+    weights: Array,
+    columns: Array,
+    rows: Array,
+    across: Array,
+    planes: Array,
 ) -> None:
+    """Fill the planes int16[3 h w']; `across` holds them between the two passes."""
     height, width = image.shape[:2]
-    radius = len(weights)
-    packed = np.empty(width, np.uint64)
-    padded = np.empty((3, width + 2 * radius), np.int16)
-    across = np.empty((3, height, width), np.int16)
+    radius, stride = len(weights), planes.shape[2]
+    weight = np.uintp(weights.ctypes.data)
+    packed, parts = np.zeros(stride, np.uint64), np.empty((3, stride), np.int32)
+    padded = np.empty((3, stride + 2 * radius), np.int16)
     for y in range(height):
-        _lab_row(image[y], tables, packed, padded[:, radius:])
+        _lab_row(image[y], tables, packed, parts, padded[:, radius:])
         for channel in range(3):
             row = padded[channel]
             for x in range(radius):
                 row[x] = row[radius + columns[x]]
                 row[radius + width + x] = row[radius + columns[radius + width + x]]
-            here, out = row[radius : radius + width], across[channel, y]
-            out[:] = here
-            for k in range(1, radius + 1):
-                before, after = row[radius - k :], row[radius + k :]
-                _add_tap(out, here, before, after, weights[k - 1])
+            start, out = _address(padded, channel), _address(across[channel], radius + y)
+            for x in range(0, 2 * stride, 2 * LANES):
+                _lanes.smooth(
+                    start + np.uintp(2 * radius + x), 2, weight, radius, out + np.uintp(x)
+                )
     for channel in range(3):
         plane = across[channel]
+        for y in range(radius):
+            plane[y] = plane[radius + rows[y]]
+            plane[radius + height + y] = plane[radius + rows[radius + height + y]]
         for y in range(height):
-            here, out = plane[y], planes[channel, y]
-            out[:] = here
-            for k in range(1, radius + 1):
-                before, after = plane[rows[y + radius - k]], plane[rows[y + radius + k]]
-                _add_tap(out, here, before, after, weights[k - 1])
+            start, out = _address(plane, radius + y), _address(planes[channel], y)
+            for x in range(0, 2 * stride, 2 * LANES):
+                _lanes.smooth(start + np.uintp(x), 2 * stride, weight, radius, out + np.uintp(x))
 
 
 @_compiled
-def _add_tap(out: Array, here: Array, before: Array, after: Array, weight: int) -> None:
-    for x in range(len(out)):
-        away = np.int16(before[x] + after[x] - 2 * here[x])
-        out[x] = np.int16(out[x] + ((np.int32(away) * np.int32(weight)) >> 16))
-
-
-@_compiled
-def _lab_row(pixels: Array, tables: Array, packed: Array, out: Array) -> None:
-    for x in range(len(packed)):
+def _lab_row(pixels: Array, tables: Array, packed: Array, parts: Array, out: Array) -> None:
+    """Convert a row of uint8[w 3] to int16[3 w'] in separate loops: one width of lanes each."""
+    for x in range(len(pixels)):
         packed[x] = tables[0, pixels[x, 0]] + tables[1, pixels[x, 1]] + tables[2, pixels[x, 2]]
-    lightness, a, b = out[0], out[1], out[2]
-    mask = np.uint64(0x1FFFFF)
     for x in range(len(packed)):
-        fx = _root(np.int32(packed[x] & mask))
-        fy = _root(np.int32(packed[x] >> np.uint64(21) & mask))
-        fz = _root(np.int32(packed[x] >> np.uint64(42)))
+        parts[0, x] = packed[x] & np.uint64(0x1FFFFF)
+        parts[1, x] = packed[x] >> np.uint64(21) & np.uint64(0x1FFFFF)
+        parts[2, x] = packed[x] >> np.uint64(42)
+    lightness, a, b = out[0], out[1], out[2]
+    for x in range(len(packed)):
+        fx, fy, fz = _root(parts[0, x]), _root(parts[1, x]), _root(parts[2, x])
         lightness[x] = _rounded(np.float32(64 * 116) * fy - np.float32(64 * 16))
         a[x] = _rounded(np.float32(64 * 500) * (fx - fy))
         b[x] = _rounded(np.float32(64 * 200) * (fy - fz))
@@ -188,10 +202,9 @@ def _root(part: np.int32) -> np.float32:
 
 
 @_compiled
-def _halve(planes: Array, small: Array) -> None:
-    height, width = planes.shape[1:]
+def _halve(planes: Array, height: int, width: int, small: Array) -> None:
     for channel in range(3):
-        for y in range(small.shape[1]):
+        for y in range((height + 1) // 2):
             up, down = planes[channel, 2 * y], planes[channel, min(2 * y + 1, height - 1)]
             out = small[channel, y]
             for x in range(width // 2):
@@ -202,35 +215,24 @@ def _halve(planes: Array, small: Array) -> None:
 
 
 @_compiled
-def _tile(planes: Array, tiles: Array, totals: Array) -> None:
-    """Cut planes into tiles (see `_lanes`), padded with 0; `totals` int64[t 6] as in `_add`."""
-    height, width = planes.shape[1:]
-    across = -(-width // WIDTH)
+def _tile(planes: Array, height: int, width: int, tiles: Array, totals: Array) -> None:
+    """Cut planes into tiles (see `_lanes`); `totals` int64[t 6]: sums of L, a, b, 1, x, y."""
+    across = _ceil(width, WIDTH)
     for y in range(height):
-        for left in range(0, width, WIDTH):
-            tile = tiles[y // HEIGHT * across + left // WIDTH]
-            start = y % HEIGHT * WIDTH
-            for x in range(min(WIDTH, width - left)):
-                l, a = planes[0, y, left + x], planes[1, y, left + x]
-                tile[start + x] = np.int32(l) & np.int32(0xFFFF) | np.int32(a) << np.int32(16)
-                tile[PIXELS + start + x] = planes[2, y, left + x]
+        rows = _address(planes[0], y), _address(planes[1], y), _address(planes[2], y)
+        for column in range(across):
+            step = np.uintp(2 * WIDTH * column)
+            tile = _address(tiles, y // HEIGHT * across + column)
+            tile += np.uintp(4 * WIDTH * (y % HEIGHT))
+            _lanes.pack(rows[0] + step, rows[1] + step, rows[2] + step, tile)
     labels = np.zeros(PIXELS, np.int32)
     for index in range(len(tiles)):
         top, left = index // across * HEIGHT, index % across * WIDTH
-        labels[:] = 0
-        _blank(labels, height - top, width - left)
+        if top + HEIGHT > height or left + WIDTH > width:
+            _blank(labels, height - top, width - left)
         totals[index] = 0
-        _add(
-            totals[index],
-            _lanes.tally(_address(tiles, index), labels.ctypes.data, np.int32(0)),
-            left,
-            top,
-        )
-
-
-@_compiled
-def _address(rows: Array, index: int) -> int:
-    return np.uintp(rows.ctypes.data) + np.uintp(index * rows.strides[0])
+        _add(totals[index], _tally(_address(tiles, index), labels, 0, left, top), 1)
+        labels[:] = 0
 
 
 @_compiled
@@ -243,56 +245,86 @@ def _blank(labels: Array, rows: int, columns: int) -> None:
 
 
 @_compiled
-def _add(sums: Array, tally: tuple[int, int, int, int, int], left: int, top: int) -> None:
-    """Add a tally of a tile to the sums of L, a, b, 1, x, y."""
-    count, y = tally[3] & 0xFFFF, tally[3] >> 16
-    sums[0] += tally[0]
-    sums[1] += tally[1]
-    sums[2] += tally[2]
-    sums[3] += count
-    sums[4] += tally[4] + left * count
-    sums[5] += y + top * count
+def _tally(tile: int, labels: Array, label: int, left: int, top: int) -> tuple[int, ...]:
+    light, a, b, counts, x = _lanes.tally(tile, np.uintp(labels.ctypes.data), np.int32(label))
+    count = np.int64(counts & 0xFFFF)
+    x, y = x + left * count, (counts >> 16) + top * count
+    return np.int64(light), np.int64(a), np.int64(b), count, np.int64(x), np.int64(y)
+
+
+@_compiled
+def _add(sums: Array, tally: tuple[int, ...], sign: int) -> None:
+    for k in range(6):
+        sums[k] += sign * tally[k]
 
 
 # clusters
 
 
 @_compiled
-def _iterate(
-    tiles: Array,
-    totals: Array,
-    grid: Array,
-    colours: Array,
-    places: Array,
-    found: Array,
-    move: bool,
-) -> None:
-    """Assign all tiles to `found`; if `move`, change colours and places to the new means."""
-    clusters, across = grid.clusters, -(-grid.width // WIDTH)
-    table = _table(grid, colours, places)
-    starts, candidates = _candidates(grid, places)
-    number_bits = np.int32(0)
-    while number_bits < clusters - 1:
-        number_bits = np.int32(2 * number_bits + 1)
-    sums = np.zeros((clusters, 6), np.int64)
+def _assign(tiles: Array, grid: Array, colours: Array, places: Array, found: Array) -> None:
+    """Write all labels to `found` int32[h' 1 + w'], after its first column."""
+    table, starts, candidates, number_bits = _candidates(grid, colours, places)
+    across = _ceil(grid.width, WIDTH)
     for index in range(len(tiles)):
         top, left = index // across * HEIGHT, index % across * WIDTH
-        first, count = starts[index], starts[index + 1] - starts[index]
-        tile, labels = _address(tiles, index), _address(found, index)
+        out = _address(found, top) + np.uintp(4 * left + 4)
         _lanes.nearest(
-            tile, np.uintp(table.ctypes.data), np.uintp(candidates.ctypes.data) + np.uintp(4 * first), count,
-            np.int32(16 * left), np.int32(16 * top), grid.weight, number_bits, labels,
+            _address(tiles, index), _address(table, 0), _address(candidates, starts[index]),
+            starts[index + 1] - starts[index], np.int32(16 * left), np.int32(16 * top),
+            grid.weight, number_bits, out, found.strides[0],
         )  # fmt: skip
-        if move:
-            if top + HEIGHT > grid.height or left + WIDTH > grid.width:
-                _blank(found[index], grid.height - top, grid.width - left)
-            _collect(tile, found[index], totals[index], left, top, sums)
-    if move:
-        _means(sums, colours, places)
+
+
+@_compiled
+def _move(tiles: Array, totals: Array, grid: Array, colours: Array, places: Array) -> None:
+    """Change colours and places to the means of the pixels assigned to them."""
+    table, starts, candidates, number_bits = _candidates(grid, colours, places)
+    across = _ceil(grid.width, WIDTH)
+    sums = np.zeros((grid.clusters, 6), np.int64)
+    labels = np.empty(PIXELS, np.int32)
+    for index in range(len(tiles)):
+        top, left = index // across * HEIGHT, index % across * WIDTH
+        _lanes.nearest(
+            _address(tiles, index), _address(table, 0), _address(candidates, starts[index]),
+            starts[index + 1] - starts[index], np.int32(16 * left), np.int32(16 * top),
+            grid.weight, number_bits, _address(labels, 0), 4 * WIDTH,
+        )  # fmt: skip
+        if top + HEIGHT > grid.height or left + WIDTH > grid.width:
+            _blank(labels, grid.height - top, grid.width - left)
+        _collect(_address(tiles, index), labels, totals[index], left, top, sums)
+    for k in range(grid.clusters):
+        count = sums[k, 3]
+        if count > 0:
+            for channel in range(3):
+                colours[k, channel] = (4 * sums[k, channel] + count) // (2 * count)
+            for axis in range(2):
+                places[k, axis] = (32 * sums[k, 4 + axis] + count) // (2 * count)
+
+
+@_compiled
+def _collect(tile: int, labels: Array, total: Array, left: int, top: int, sums: Array) -> None:
+    """Add a tile's pixels to the sums of their clusters; the last one gets what remains."""
+    address = _address(labels, 0)
+    outside = _lanes.equal(address, np.int32(-1))
+    low, high = ~outside[0], ~outside[1]
+    first = labels[_lanes.first_bit(low)]  # the upper left pixel is inside
+    _add(sums[first], (total[0], total[1], total[2], total[3], total[4], total[5]), 1)
+    same = _lanes.equal(address, first)
+    low, high = low & ~same[0], high & ~same[1]
+    while low | high != 0:
+        place = _lanes.first_bit(low) if low != 0 else 64 + _lanes.first_bit(high)
+        label = labels[place]
+        same = _lanes.equal(address, label)
+        low, high = low & ~same[0], high & ~same[1]
+        part = _tally(tile, labels, label, left, top)
+        _add(sums[label], part, 1)
+        _add(sums[first], part, -1)
 
 
 @_compiled
 def _table(grid: Array, colours: Array, places: Array) -> Array:
+    """Return what `_lanes.nearest` needs of each cluster int32[k 8]."""
     table = np.empty((len(colours), 8), np.int32)
     for k in range(len(colours)):
         square = 0
@@ -311,9 +343,9 @@ def _table(grid: Array, colours: Array, places: Array) -> Array:
 
 
 @_compiled
-def _candidates(grid: Array, places: Array) -> tuple[Array, Array]:
-    """Return where each tile's clusters start int64[t+1], and their numbers, ascending, int32."""
-    across, down = -(-grid.width // WIDTH), -(-grid.height // HEIGHT)
+def _candidates(grid: Array, colours: Array, places: Array) -> tuple[Array, Array, Array, int]:
+    """Return the table, where each tile's clusters start, their numbers, the bits of a number."""
+    across, down = _ceil(grid.width, WIDTH), _ceil(grid.height, HEIGHT)
     clusters = grid.clusters
     spans = np.empty((clusters, 4), np.int32)
     count = np.zeros(across * down, np.int32)
@@ -331,8 +363,7 @@ def _candidates(grid: Array, places: Array) -> tuple[Array, Array]:
     numbers = np.empty(starts[-1], np.int32)
     for index in range(len(count)):
         if count[index] == 0:
-            for k in range(clusters):
-                numbers[starts[index] + k] = k
+            numbers[starts[index] : starts[index + 1]] = np.arange(clusters)
         count[index] = starts[index]
     for k in range(clusters):
         left, right, top, bottom = spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3]
@@ -340,65 +371,10 @@ def _candidates(grid: Array, places: Array) -> tuple[Array, Array]:
             for index in range(row * across + left, row * across + right):
                 numbers[count[index]] = k
                 count[index] += 1
-    return starts, numbers
-
-
-@_compiled
-def _collect(tile: int, labels: Array, total: Array, left: int, top: int, sums: Array) -> None:
-    """Add the tile's pixels to the sums of their clusters; the last one gets what remains."""
-    rest0, rest1, rest2, rest3, rest4, rest5 = (
-        total[0],
-        total[1],
-        total[2],
-        total[3],
-        total[4],
-        total[5],
-    )
-    address = np.uintp(labels.ctypes.data)
-    none = _lanes.equal(address, np.int32(-1))
-    low, high = ~none[0], ~none[1]
-    while True:
-        if low != 0:
-            label = labels[_lanes.first_bit(low)]
-        else:
-            label = labels[64 + _lanes.first_bit(high)]
-        same = _lanes.equal(address, label)
-        low, high = low & ~same[0], high & ~same[1]
-        own = sums[label]
-        if low | high == 0:
-            own[0] += rest0
-            own[1] += rest1
-            own[2] += rest2
-            own[3] += rest3
-            own[4] += rest4
-            own[5] += rest5
-            return
-        t = _lanes.tally(tile, address, label)
-        count = np.int64(t[3] & 0xFFFF)
-        x, y = t[4] + left * count, (t[3] >> 16) + top * count
-        own[0] += t[0]
-        own[1] += t[1]
-        own[2] += t[2]
-        own[3] += count
-        own[4] += x
-        own[5] += y
-        rest0 -= t[0]
-        rest1 -= t[1]
-        rest2 -= t[2]
-        rest3 -= count
-        rest4 -= x
-        rest5 -= y
-
-
-@_compiled
-def _means(sums: Array, colours: Array, places: Array) -> None:
-    for k in range(len(sums)):
-        count = sums[k, 3]
-        if count > 0:
-            for channel in range(3):
-                colours[k, channel] = (4 * sums[k, channel] + count) // (2 * count)
-            for axis in range(2):
-                places[k, axis] = (32 * sums[k, 4 + axis] + count) // (2 * count)
+    number_bits = 0
+    while number_bits < clusters - 1:
+        number_bits = 2 * number_bits + 1
+    return _table(grid, colours, places), starts, numbers, np.int32(number_bits)
 
 
 # connected segments
@@ -407,18 +383,12 @@ def _means(sums: Array, colours: Array, places: Array) -> None:
 @_compiled
 def _connect(found: Array, asked: int, runs: Array, labels: Array) -> None:
     height, width = labels.shape
-    across = -(-width // WIDTH)
     start, label, parent, part = runs[0], runs[1], runs[2], runs[3]
     firsts = np.empty(height + 1, np.int64)
-    row = np.full(1 + 64 * -(-width // 64), -1, np.int32)
-    address = np.uintp(row.ctypes.data)
     count = 0
     for y in range(height):
         firsts[y] = count
-        for tx in range(across):
-            tile = found[y // HEIGHT * across + tx]
-            for x in range(WIDTH):
-                row[1 + tx * WIDTH + x] = tile[y % HEIGHT * WIDTH + x]
+        row, address = found[y], _address(found, y)
         for left in range(0, width, 64):
             at = address + np.uintp(4 * left)
             bits = _lanes.differ(at, at + np.uintp(4))
@@ -494,7 +464,7 @@ def _parts(
 
 @_compiled
 def _merge(sizes: Array, before: Array, area: int, asked: int, final: Array) -> int:
-    """Number the segments that the components end in, `final` int32[c]; return how many."""
+    """Write to `final` int32[c] each component's segment; return the number of segments."""
     count = len(sizes)
     kept = np.empty(count, np.bool_)
     for k in range(count):
