@@ -68,6 +68,7 @@ def test_image_sets_travel_to_other_processes_and_threads(
         assert all(np.array_equal(load, expected) for load in loads)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on, with threads
 def test_a_loader_with_workers_reads_a_zip(tiny_images: Path, tmp_path: Path) -> None:
     train, _ = opened(zipped(tiny_images, tmp_path / "set.zip"))
 
