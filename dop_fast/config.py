@@ -121,6 +121,9 @@ def span(item: "dataclasses.Field[Any]") -> str:
     return f"{left}{', '.join(bounds)}{right}"
 
 
+SMALL_SIDE = 64
+"""Images of up to this many pixels are treated as CIFAR's are, larger ones as ImageNet's."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -164,7 +167,7 @@ class ExtractConfig(StageConfig):
     images: int = setting(50, "images of a class to discover concepts in", low=4)
     tcav_images: int = setting(50, "further images of the class to score concepts on", low=1)
     n_segments: tuple[int, ...] = setting(
-        (), "SLIC resolutions; none: 15,50,80, or 5,10,15 up to 32 px", low=1, panel="Segments"
+        (), "SLIC resolutions; none: 15,50,80, or 5,10,15 up to 64 px", low=1, panel="Segments"
     )
     compactness: float = setting(20.0, "SLIC compactness", low=0, open_low=True, panel="Segments")
     sigma_blur: float = setting(1.0, "blur before SLIC, in pixels", low=0, panel="Segments")

@@ -11,6 +11,7 @@ from torch import nn
 from dop_fast import criteria, images, masks, models, runs, training
 from dop_fast.concepts import Extractor
 from dop_fast.config import (
+    SMALL_SIDE,
     DataConfig,
     ExtractConfig,
     ModelConfig,
@@ -31,9 +32,6 @@ from dop_fast.workspace import create as write
 T = TypeVar("T")
 Training: TypeAlias = "Generator[training.Epoch, None, dict[str, float]]"
 """Yields every epoch, and returns the run's top1, top5 and loss."""
-
-SMALL = 64
-"""Up to this many pixels an image is taken as it is."""
 
 
 class Track(Protocol):
@@ -76,11 +74,13 @@ def init(
     train, val = images.open_images(config, root, seed)
     if not size:
         short = min(train.decode(0).size)
-        config = replace(config, size=short if short <= SMALL else config.size)
+        config = replace(config, size=short if short <= SMALL_SIDE else config.size)
         train, val = replace(train, size=config.size), replace(val, size=config.size)
-    chosen = models.parse_teacher(teacher or ("resnet20" if config.size <= SMALL else "resnet18"))
+    chosen = models.parse_teacher(
+        teacher or ("resnet20" if config.size <= SMALL_SIDE else "resnet18")
+    )
     made = Workspace(root, seed, config, chosen, ModelConfig(model or chosen.name), {})
-    models.build(made.model.name, len(train.classes), seed)
+    models.build(made.model.name, len(train.classes), seed, root)
     if chosen.weights:
         models.load_teacher(chosen, len(train.classes), root)
     write(made)

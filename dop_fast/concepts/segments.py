@@ -4,20 +4,33 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from dop_fast.config import ExtractConfig
+from dop_fast.config import SMALL_SIDE, ExtractConfig
 from dop_fast.kernels.slic import slic
 from dop_fast.types import Array, Segments
 
-LARGE, SMALL, SMALL_SIDE = (15, 50, 80), (5, 10, 15), 32
-"""Resolutions as published for photographs, and for images of up to `SMALL_SIDE` pixels."""
+LARGE, SMALL = (15, 50, 80), (5, 10, 15)
+"""Resolutions as published, for photographs and for images of up to `SMALL_SIDE` pixels."""
 
 
 def segment(images: Array, config: ExtractConfig) -> Segments:
     """Cut `images` uint8[n h w 3] into segments; `Segments.image` is the position in `images`."""
+    return collect(label_maps(images, config), resolutions(images, config), config)
+
+
+def label_maps(images: Array, config: ExtractConfig) -> NDArray[np.int32]:
+    """Return SLIC's labels at each resolution, int32[n r h w]."""
+    return slic(
+        images,
+        resolutions(images, config),
+        compactness=config.compactness,
+        sigma=config.sigma_blur,
+    )
+
+
+def resolutions(images: Array, config: ExtractConfig) -> tuple[int, ...]:
+    """Return how many segments each resolution asks for: those set, or those for the size."""
     small = max(images.shape[1:3]) <= SMALL_SIDE
-    resolutions = config.n_segments or (SMALL if small else LARGE)
-    labels = slic(images, resolutions, compactness=config.compactness, sigma=config.sigma_blur)
-    return collect(labels, resolutions, config)
+    return config.n_segments or (SMALL if small else LARGE)
 
 
 def collect(labels: Array, resolutions: tuple[int, ...], config: ExtractConfig) -> Segments:

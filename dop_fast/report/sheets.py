@@ -1,19 +1,61 @@
 """Contact sheets for looking at a store without a browser: plain RGB images."""
 
+import difflib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dop_fast.images import ImageSet
+from dop_fast.concepts.segments import label_maps
+from dop_fast.config import ExtractConfig
+from dop_fast.errors import ConfigError, StoreError
+from dop_fast.images import ImageSet, open_images
 from dop_fast.report import gallery, tiles
 from dop_fast.stores import PatchStore
 from dop_fast.types import Array, Patches
+from dop_fast.workspace import Workspace
 
 PAPER, INK, MUTED, EDGE = (255, 255, 255), (29, 28, 26), (110, 106, 98), (255, 214, 10)
 MARGIN, LABEL, TITLE = 16, 150, 34
 """Pixels around a sheet, for the text left of a row, and for the text above one."""
 FILM = tiles.Film(count=8, side=112)
+
+
+def show(workspace: Workspace, what: str, class_name: str, number: int) -> Image.Image:
+    """Return the sheet `what` of one class: concepts, stitched patches, or an image's segments.
+
+    Without a class it is the first one; `number` counts the training images of the class.
+    Raises ConfigError where there is no such class or image.
+    """
+    train, _ = open_images(workspace.data, workspace.root, workspace.seed)
+    class_id = _class_id(train.classes, class_name)
+    if what == "segments":
+        of_class = train.of_class(class_id)
+        if not 0 <= number < len(of_class):
+            raise ConfigError(
+                f"class {train.classes[class_id]} has no image {number}",
+                f"its images are 0 to {len(of_class) - 1}",
+            )
+        image = train.load(of_class[number : number + 1])
+        config = ExtractConfig.from_dict(workspace.stages["extract"], "extract")
+        return segments(image[0], label_maps(image, config)[0])
+    store = PatchStore(workspace.patches)
+    if store.header.data != train.fingerprint:
+        raise StoreError(f"{store.path} is of other images", "run: dopfast extract --force")
+    if what == "concepts":
+        return concepts(store, class_id, train)
+    count = store.stitching["per_class"] if store.stitching else 0
+    rows = class_id * count + np.arange(count)
+    return stitched(store.stitched(rows), train.classes)
+
+
+def _class_id(classes: Sequence[str], name: str) -> int:
+    if not name:
+        return 0
+    if name not in classes:
+        near = difflib.get_close_matches(name, classes, 3)
+        raise ConfigError(f"there is no class {name!r}", f"nearest: {', '.join(near or classes)}")
+    return classes.index(name)
 
 
 def concepts(store: PatchStore, class_id: int, sources: ImageSet) -> Image.Image:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from dop_fast import seeding
+from dop_fast.config import SMALL_SIDE
 from dop_fast.images import ImageSet
 from dop_fast.types import Array
 
-PAD_UP_TO = 64  # pixels; larger images are resized crops, as on ImageNet
 AREA = 0.08, 1.0
 RATIO = 3 / 4, 4 / 3
 
@@ -22,7 +22,7 @@ def resolve(augment: str, size: int) -> str:
     """Return the augmentation that "auto" means at this size, or the one asked for."""
     if augment != "auto":
         return augment
-    return "pad" if size <= PAD_UP_TO else "resized"
+    return "pad" if size <= SMALL_SIDE else "resized"
 
 
 def draw_shifts(

@@ -1,0 +1,41 @@
+"""`dopfast show`: contact sheets for a terminal person."""
+
+from pathlib import Path
+
+import click
+
+from dop_fast.cli._click import Call, Option, Outcome, command
+
+SHEETS = ("concepts", "stitched", "segments")
+
+
+@command("dopfast show concepts --class tulips -o tulips.png", compute=False)
+@click.argument("what", type=click.Choice(SHEETS))
+@click.option(
+    "--class", "name", default="", cls=Option, panel="Data", help="class  [default: the first]"
+)
+@click.option(
+    "--image",
+    type=int,
+    default=0,
+    show_default=True,
+    cls=Option,
+    panel="Data",
+    help="segments: number of the image among its class's training images",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    cls=Option,
+    panel="Output",
+    help="PNG to write  [default: WHAT-CLASS.png in the workspace]",
+)
+def show(call: Call, what: str, name: str, image: int, output: Path | None) -> Outcome:
+    """Write a PNG: concepts, stitched patches, or the segments of one image."""
+    from dop_fast.report import sheets
+
+    path = output or call.workspace.root / f"{'-'.join(filter(None, (what, name)))}.png"
+    sheet = sheets.show(call.workspace, what, name, image)
+    sheet.save(path, "PNG")
+    return Outcome(result={"sheet": path}, lines=(str(path),), wrote=(str(path),))  # fmt: skip
