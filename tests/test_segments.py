@@ -5,7 +5,7 @@ import pytest
 
 from dop_fast.concepts.activations import compose
 from dop_fast.concepts.segments import collect, distinct, segment
-from dop_fast.config import ExtractConfig
+from dop_fast.config import SMALL_SIDE, ExtractConfig
 from dop_fast.types import Segments
 
 EVERYTHING = ExtractConfig(min_area=0, jaccard=1)
@@ -95,7 +95,9 @@ def test_a_region_of_exactly_the_smallest_area_is_dropped() -> None:
     assert len(collect(labels, (2,), ExtractConfig(min_area=0.049))) == 2
 
 
-@pytest.mark.parametrize(("side", "expected"), [(32, {5, 10, 15}), (40, {15, 50, 80})])
+@pytest.mark.parametrize(
+    ("side", "expected"), [(SMALL_SIDE, {5, 10, 15}), (SMALL_SIDE + 1, {15, 50, 80})]
+)
 def test_resolutions_follow_the_size_of_the_images(side: int, expected: set[int]) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (2, side, side, 3), np.uint8)
     config = ExtractConfig(jaccard=1, min_area=0)
