@@ -35,6 +35,7 @@ def nearest(
         dot = _Dot(context, builder)
         worst = ir.Constant(_ROW, [2**31 - 1] * TILE_WIDTH)
         best = [cgutils.alloca_once_value(builder, worst) for _ in range(TILE_HEIGHT)]
+        rows = cgutils.alloca_once(builder, ir.ArrayType(_I32, TILE_HEIGHT))
         keep = _splat(builder, builder.not_(number_bits))
         colours = [_rows(builder, tile, TILE_HEIGHT * part) for part in (0, 1)]
         with cgutils.for_range(builder, count) as loop:
@@ -46,9 +47,14 @@ def nearest(
             across = _spatial(builder, builder.sub(x, cx), weight, TILE_WIDTH)
             across = builder.add(across, _splat(builder, base))
             down = _spatial(builder, builder.sub(y, cy), weight, TILE_HEIGHT)
+            builder.store(down, builder.bitcast(rows, down.type.as_pointer()), align=4)
+            # a barrier: LLVM would shuffle the vector eight times instead of loading single lanes
+            touch = ir.FunctionType(ir.VoidType(), [rows.type])
+            builder.asm(touch, "", "r,~{memory}", [rows], True)
             light, other, number = (_splat(builder, v) for v in (light, other, index))
             for r in range(TILE_HEIGHT):
-                distance = builder.add(across, _spread(builder, down, r))
+                term = builder.load(builder.gep(rows, [_I32(0), _I32(r)]))
+                distance = builder.add(across, _splat(builder, term))
                 distance = builder.add(distance, dot(colours[0][r], light))
                 distance = builder.add(distance, dot(colours[1][r], other))
                 packed = builder.or_(builder.and_(distance, keep), number)
@@ -144,6 +150,19 @@ def differ(typingctx: Any, one: Any, other: Any) -> Any:
 
 
 @intrinsic
+def fill(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write sixteen times the same int32."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, value = arguments
+        pointer = _at(builder, address, _I64(0), _ROW)
+        builder.store(_splat(builder, value), pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.int32), emit
+
+
+@intrinsic
 def first_bit(typingctx: Any, bits: Any) -> Any:
     """Return the place of the lowest set bit of a uint64 that is not 0."""
 
@@ -222,10 +241,6 @@ def _splat(builder: Any, value: Any, lanes: int = TILE_WIDTH) -> Any:
     return builder.shuffle_vector(
         builder.insert_element(empty, value, _I32(0)), empty, _lanes([0] * lanes)
     )
-
-
-def _spread(builder: Any, vector: Any, lane: int) -> Any:
-    return builder.shuffle_vector(vector, vector, _lanes([lane] * TILE_WIDTH))
 
 
 def _join(builder: Any, parts: list[Any]) -> Any:

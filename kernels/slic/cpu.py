@@ -143,7 +143,7 @@ def _blurred_lab(
     packed, parts = np.zeros(stride, np.uint64), np.empty((3, stride), np.int32)
     padded = np.empty((3, stride + 2 * radius), np.int16)
     for y in range(height):
-        _lab_row(image[y], tables, packed, parts, padded[:, radius:])
+        _lab_row(image[y], tables, packed, parts, padded, radius)
         for channel in range(3):
             row = padded[channel]
             for x in range(radius):
@@ -166,7 +166,9 @@ def _blurred_lab(
 
 
 @_compiled
-def _lab_row(pixels: Array, tables: Array, packed: Array, parts: Array, out: Array) -> None:
+def _lab_row(
+    pixels: Array, tables: Array, packed: Array, parts: Array, out: Array, margin: int
+) -> None:
     """Convert a row of uint8[w 3] to int16[3 w'] in separate loops: one width of lanes each."""
     for x in range(len(pixels)):
         packed[x] = tables[0, pixels[x, 0]] + tables[1, pixels[x, 1]] + tables[2, pixels[x, 2]]
@@ -174,7 +176,7 @@ def _lab_row(pixels: Array, tables: Array, packed: Array, parts: Array, out: Arr
         parts[0, x] = packed[x] & np.uint64(0x1FFFFF)
         parts[1, x] = packed[x] >> np.uint64(21) & np.uint64(0x1FFFFF)
         parts[2, x] = packed[x] >> np.uint64(42)
-    lightness, a, b = out[0], out[1], out[2]
+    lightness, a, b = out[0][margin:], out[1][margin:], out[2][margin:]
     for x in range(len(packed)):
         fx, fy, fz = _root(parts[0, x]), _root(parts[1, x]), _root(parts[2, x])
         lightness[x] = _rounded(np.float32(64 * 116) * fy - np.float32(64 * 16))
@@ -348,29 +350,36 @@ def _candidates(grid: Array, colours: Array, places: Array) -> tuple[Array, Arra
     across, down = _ceil(grid.width, WIDTH), _ceil(grid.height, HEIGHT)
     clusters = grid.clusters
     spans = np.empty((clusters, 4), np.int32)
-    count = np.zeros(across * down, np.int32)
+    change = np.zeros((down + 1, across + 1), np.int32)
     for k in range(clusters):
         left, right = _reached(places[k, 0], grid.width, WIDTH, grid.reach)
         top, bottom = _reached(places[k, 1], grid.height, HEIGHT, grid.reach)
         spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3] = left, right, top, bottom
-        for row in range(top, bottom):
-            for index in range(row * across + left, row * across + right):
-                count[index] += 1
-    starts = np.empty(len(count) + 1, np.int64)
+        # corners, of which the sums below make the tiles inside
+        change[top, left] += 1
+        change[top, right] -= 1
+        change[bottom, left] -= 1
+        change[bottom, right] += 1
+    starts = np.empty(across * down + 1, np.int64)
     starts[0] = 0
-    for index in range(len(count)):
-        starts[index + 1] = starts[index] + (count[index] if count[index] else clusters)
+    for row in range(down):
+        count = 0
+        for column in range(across):
+            count += change[row, column]
+            change[row + 1, column] += change[row, column]
+            index = row * across + column
+            starts[index + 1] = starts[index] + (count if count else clusters)
     numbers = np.empty(starts[-1], np.int32)
-    for index in range(len(count)):
-        if count[index] == 0:
-            numbers[starts[index] : starts[index + 1]] = np.arange(clusters)
-        count[index] = starts[index]
+    ends = starts[:-1].copy()
     for k in range(clusters):
         left, right, top, bottom = spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3]
         for row in range(top, bottom):
             for index in range(row * across + left, row * across + right):
-                numbers[count[index]] = k
-                count[index] += 1
+                numbers[ends[index]] = k
+                ends[index] += 1
+    for index in range(len(ends)):
+        if ends[index] == starts[index]:
+            numbers[starts[index] : starts[index + 1]] = np.arange(clusters)
     number_bits = 0
     while number_bits < clusters - 1:
         number_bits = 2 * number_bits + 1
@@ -415,17 +424,14 @@ def _join(
         stop_i = start[i + 1] if i + 1 < here else width
         stop_j = start[j + 1] if j + 1 < end else width
         if label[i] == label[j]:
-            p, q = i, j
+            p = i
             while parent[p] != p:
                 parent[p] = parent[parent[p]]
                 p = parent[p]
+            q = parent[j]
             while parent[q] != q:
-                parent[q] = parent[parent[q]]
                 q = parent[q]
-            if p < q:
-                parent[q] = p
-            else:
-                parent[p] = q
+            parent[max(p, q)] = min(p, q)
         i += stop_i <= stop_j
         j += stop_j <= stop_i
 
@@ -453,12 +459,19 @@ def _parts(
             sizes[part[k]] += stop - start[k]
     final = np.empty(parts, np.int32)
     kept = _merge(sizes[:parts], before, height * width, asked, final)
+    end = _address(labels, height)
     for y in range(height):
+        row = _address(labels, y)
         for k in range(firsts[y], firsts[y + 1]):
             stop = start[k + 1] if k + 1 < firsts[y + 1] else width
             value = final[part[k]]
-            for x in range(start[k], stop):
-                labels[y, x] = value
+            # whole vectors: the next run writes over what is too much
+            for x in range(start[k], stop, WIDTH):
+                at = row + np.uintp(4 * x)
+                if at + np.uintp(4 * WIDTH) <= end:
+                    _lanes.fill(at, value)
+                else:
+                    labels[y, x:stop] = value
     _cut(labels, kept, asked)
 
 
