@@ -164,14 +164,15 @@ class PatchStore:
         shutil.rmtree(partial, ignore_errors=True)
         group = zarr.open_group(partial, mode="w", zarr_format=3)
         arrays = _stitched_arrays(group, total, self.header.canvas)
+        label, reached = np.zeros(total, np.int64), np.zeros(total, np.bool_)
         start = 0
         for part in _whole_shards(parts):
             rows = slice(start, start + len(part))
             arrays["pixels"][rows] = part.pixels
             arrays["valid"][rows] = np.packbits(part.valid.reshape(len(part), -1), axis=1)
-            arrays["label"][rows] = part.label
-            arrays["reached"][rows] = part.reached
+            label[rows], reached[rows] = part.label, part.reached
             start += len(part)
+        arrays["label"][:], arrays["reached"][:] = label, reached
         group.attrs.update(about)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -221,13 +222,13 @@ def _stitched_arrays(
     group: zarr.Group, total: int, canvas: tuple[int, int]
 ) -> dict[str, "zarr.Array[Any]"]:
     height, width = canvas
-    rows, packed = min(total, SHARD), -(-height * width // 8)
+    rows, packed = min(-(-total // CHUNK) * CHUNK, SHARD), -(-height * width // 8)
     # without `write_empty_chunks` each chunk is compared with zeros, which takes twice as long
     how: dict[str, Any] = {"compressors": CODEC, "config": {"write_empty_chunks": True}}
     return {
         "pixels": group.create_array(
             "pixels", shape=(total, height, width, 3), dtype=np.uint8,
-            chunks=(min(total, CHUNK), height, width, 3), shards=(rows, height, width, 3), **how,
+            chunks=(CHUNK, height, width, 3), shards=(rows, height, width, 3), **how,
         ),
         "valid": group.create_array(
             "valid", shape=(total, packed), dtype=np.uint8, chunks=(rows, packed), **how

@@ -115,4 +115,5 @@ class Patches:
     @property
     def coverage(self) -> NDArray[np.float64]:
         """Share of valid pixels r(c), Eq. 6, float64[n]."""
-        return np.asarray(self.valid.mean(axis=(1, 2)), dtype=np.float64)
+        counts = [np.count_nonzero(valid) for valid in self.valid]  # several times as fast as mean
+        return np.array(counts, np.float64) / np.prod(self.valid.shape[1:])

@@ -115,6 +115,20 @@ def test_stitched_patches_survive_the_store(tmp_path: Path) -> None:
     assert store.stitching == {"sigma": 0.5}
 
 
+@pytest.mark.parametrize("sizes", [(1,), (30, 30, 30), (64, 64), (1, 130, 5), (63, 2, 63)])
+def test_patches_handed_over_in_parts_of_any_size_are_stored_whole(
+    tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
+    store, parts = made(tmp_path), [some_patches(size) for size in sizes]
+    store.write_stitched(iter(parts), sum(sizes), {})
+    rows = np.random.default_rng(0).permutation(sum(sizes))
+    got, picked = store.stitched(), store.stitched(rows)
+    for name in ("pixels", "valid", "label", "reached"):
+        wanted = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(getattr(got, name), wanted)
+        np.testing.assert_array_equal(getattr(picked, name), wanted[rows])
+
+
 def test_a_failed_stitching_leaves_the_older_patches(tmp_path: Path) -> None:
     store = made(tmp_path)
     store.write_stitched([some_patches(3)], 3, {"sigma": 0.5})
