@@ -96,7 +96,7 @@ def teacher_config(workspace: Workspace) -> TeacherConfig:
     """Return the teacher's settings; one trained by `train` is found by itself."""
     config = workspace.teacher
     if not config.weights and workspace.teacher_weights.is_file():
-        return replace(config, weights=str(workspace.teacher_weights))
+        return replace(config, weights=workspace.teacher_weights.name)
     return config
 
 

@@ -31,6 +31,7 @@ CUBE_ROOT_BITS = reference.CUBE_ROOT_BITS
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 _seeds = _compiled(reference.seeds)
 _reached = _compiled(reference.tiles)
+_reach_in_row = _compiled(reference.reach_in_row)
 _cut = _compiled(reference.cut)
 
 
@@ -292,9 +293,12 @@ def _move(tiles: Array, totals: Array, grid: Array, colours: Array, places: Arra
             starts[index + 1] - starts[index], np.int32(16 * left), np.int32(16 * top),
             grid.weight, number_bits, _address(labels, 0), 4 * WIDTH,
         )  # fmt: skip
+        low = high = ~np.uint64(0)
         if top + HEIGHT > grid.height or left + WIDTH > grid.width:
             _blank(labels, grid.height - top, grid.width - left)
-        _collect(_address(tiles, index), labels, totals[index], left, top, sums)
+            outside = _lanes.equal(_address(labels, 0), np.int32(-1))
+            low, high = ~outside[0], ~outside[1]
+        _collect(_address(tiles, index), labels, low, high, totals[index], left, top, sums)
     for k in range(grid.clusters):
         count = sums[k, 3]
         if count > 0:
@@ -305,13 +309,24 @@ def _move(tiles: Array, totals: Array, grid: Array, colours: Array, places: Arra
 
 
 @_compiled
-def _collect(tile: int, labels: Array, total: Array, left: int, top: int, sums: Array) -> None:
-    """Add a tile's pixels to the sums of their clusters; the last one gets what remains."""
-    address = _address(labels, 0)
-    outside = _lanes.equal(address, np.int32(-1))
-    low, high = ~outside[0], ~outside[1]
-    first = labels[_lanes.first_bit(low)]  # the upper left pixel is inside
-    _add(sums[first], (total[0], total[1], total[2], total[3], total[4], total[5]), 1)
+def _collect(
+    tile: int,
+    labels: Array,
+    low: int,
+    high: int,
+    total: Array,
+    left: int,
+    top: int,
+    sums: Array,
+) -> None:
+    """Add the pixels of a tile, of the bits `low` and `high`, to the sums of their clusters.
+
+    The first one gets the tile's total less what the others get: most tiles have one or two.
+    """
+    address, first = _address(labels, 0), labels[0]
+    own = sums[first]
+    for k in range(6):
+        own[k] += total[k]
     same = _lanes.equal(address, first)
     low, high = low & ~same[0], high & ~same[1]
     while low | high != 0:
@@ -321,7 +336,7 @@ def _collect(tile: int, labels: Array, total: Array, left: int, top: int, sums: 
         low, high = low & ~same[0], high & ~same[1]
         part = _tally(tile, labels, label, left, top)
         _add(sums[label], part, 1)
-        _add(sums[first], part, -1)
+        _add(own, part, -1)
 
 
 @_compiled
@@ -349,31 +364,31 @@ def _candidates(grid: Array, colours: Array, places: Array) -> tuple[Array, Arra
     """Return the table, where each tile's clusters start, their numbers, the bits of a number."""
     across, down = _ceil(grid.width, WIDTH), _ceil(grid.height, HEIGHT)
     clusters = grid.clusters
-    spans = np.empty((clusters, 4), np.int32)
-    change = np.zeros((down + 1, across + 1), np.int32)
+    change = np.zeros((down, across + 1), np.int32)
     for k in range(clusters):
-        left, right = _reached(places[k, 0], grid.width, WIDTH, grid.reach)
-        top, bottom = _reached(places[k, 1], grid.height, HEIGHT, grid.reach)
-        spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3] = left, right, top, bottom
-        # corners, of which the sums below make the tiles inside
-        change[top, left] += 1
-        change[top, right] -= 1
-        change[bottom, left] -= 1
-        change[bottom, right] += 1
+        x, y = places[k, 0], places[k, 1]
+        top, bottom = _reached(y, grid.height, HEIGHT, grid.reach)
+        for row in range(top, bottom):
+            reach = _reach_in_row(y, row, grid.reach)
+            left, right = _reached(x, grid.width, WIDTH, reach)
+            change[row, left] += 1
+            change[row, right] -= 1
     starts = np.empty(across * down + 1, np.int64)
     starts[0] = 0
     for row in range(down):
         count = 0
         for column in range(across):
             count += change[row, column]
-            change[row + 1, column] += change[row, column]
             index = row * across + column
             starts[index + 1] = starts[index] + (count if count else clusters)
     numbers = np.empty(starts[-1], np.int32)
     ends = starts[:-1].copy()
     for k in range(clusters):
-        left, right, top, bottom = spans[k, 0], spans[k, 1], spans[k, 2], spans[k, 3]
+        x, y = places[k, 0], places[k, 1]
+        top, bottom = _reached(y, grid.height, HEIGHT, grid.reach)
         for row in range(top, bottom):
+            reach = _reach_in_row(y, row, grid.reach)
+            left, right = _reached(x, grid.width, WIDTH, reach)
             for index in range(row * across + left, row * across + right):
                 numbers[ends[index]] = k
                 ends[index] += 1

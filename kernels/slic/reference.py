@@ -207,7 +207,14 @@ def tiles(place: int, size: int, tile: int, reach: int) -> tuple[int, int]:
     """Return the first and one past the last tile along an axis within `reach` of `place`."""
     first = (place - reach + 15) // (16 * tile)
     last = (place + reach) // (16 * tile) + 1
-    return max(first, 0), min(last, -(-size // tile))
+    return max(first, 0), min(last, (size + tile - 1) // tile)
+
+
+def reach_in_row(y: int, row: int, reach: int) -> int:
+    """Return how far a cluster at `y` within reach of a row of tiles reaches along that row."""
+    top = 16 * TILE_HEIGHT * row
+    gap = max(top - y, y - top - 16 * (TILE_HEIGHT - 1), 0)
+    return int(np.sqrt(reach * reach - gap * gap))
 
 
 def assign(
@@ -230,11 +237,12 @@ def assign(
         best[rows, columns] = np.minimum(best[rows, columns], packed)
 
     for k, (x, y) in enumerate(places):
-        left, right = tiles(x, about.width, TILE_WIDTH, about.reach)
-        top, bottom = tiles(y, about.height, TILE_HEIGHT, about.reach)
-        rows = slice(top * TILE_HEIGHT, min(bottom * TILE_HEIGHT, about.height))
-        columns = slice(left * TILE_WIDTH, min(right * TILE_WIDTH, about.width))
-        offer(k, rows, columns)
+        for row in range(*tiles(y, about.height, TILE_HEIGHT, about.reach)):
+            reach = reach_in_row(y, row, about.reach)
+            left, right = tiles(x, about.width, TILE_WIDTH, reach)
+            rows = slice(row * TILE_HEIGHT, min((row + 1) * TILE_HEIGHT, about.height))
+            columns = slice(left * TILE_WIDTH, min(right * TILE_WIDTH, about.width))
+            offer(k, rows, columns)
     untouched = best[::TILE_HEIGHT, ::TILE_WIDTH] == np.iinfo(np.int32).max
     for row, column in np.argwhere(untouched) * (TILE_HEIGHT, TILE_WIDTH):
         rows = slice(row, min(row + TILE_HEIGHT, about.height))
