@@ -365,12 +365,14 @@ def _candidates(grid: Array, colours: Array, places: Array) -> tuple[Array, Arra
     across, down = _ceil(grid.width, WIDTH), _ceil(grid.height, HEIGHT)
     clusters = grid.clusters
     change = np.zeros((down, across + 1), np.int32)
+    spans = np.empty((clusters, min(down, grid.reach // (8 * HEIGHT) + 3), 2), np.int32)
     for k in range(clusters):
         x, y = places[k, 0], places[k, 1]
         top, bottom = _reached(y, grid.height, HEIGHT, grid.reach)
         for row in range(top, bottom):
             reach = _reach_in_row(y, row, grid.reach)
             left, right = _reached(x, grid.width, WIDTH, reach)
+            spans[k, row - top, 0], spans[k, row - top, 1] = left, right
             change[row, left] += 1
             change[row, right] -= 1
     starts = np.empty(across * down + 1, np.int64)
@@ -384,11 +386,9 @@ def _candidates(grid: Array, colours: Array, places: Array) -> tuple[Array, Arra
     numbers = np.empty(starts[-1], np.int32)
     ends = starts[:-1].copy()
     for k in range(clusters):
-        x, y = places[k, 0], places[k, 1]
-        top, bottom = _reached(y, grid.height, HEIGHT, grid.reach)
+        top, bottom = _reached(places[k, 1], grid.height, HEIGHT, grid.reach)
         for row in range(top, bottom):
-            reach = _reach_in_row(y, row, grid.reach)
-            left, right = _reached(x, grid.width, WIDTH, reach)
+            left, right = spans[k, row - top, 0], spans[k, row - top, 1]
             for index in range(row * across + left, row * across + right):
                 numbers[ends[index]] = k
                 ends[index] += 1
