@@ -1,7 +1,7 @@
 """How a long job is followed on the terminal: lines on stderr, the result at the end."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -11,31 +11,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def told(steps: Generator[str, None, T]) -> T:
-    """Print every line on stderr and return what the job returns."""
+def follow(steps: "Generator[str | Epoch, None, T]", total: int = 0) -> T:
+    """Print every step on stderr, with the time left of `total` epochs, and return the result."""
     while True:
         try:
-            click.echo(next(steps), err=True)
+            step = next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
+        click.echo(step if isinstance(step, str) else _line(step, total), err=True)
 
 
-def follow(epochs: "Generator[Epoch, None, dict[str, Any]]", total: int) -> dict[str, Any]:
-    """Print a line for each epoch on stderr and return the training's result."""
-
-    def lines() -> Generator[str, None, dict[str, Any]]:
-        while True:
-            try:
-                epoch = next(epochs)
-            except StopIteration as end:
-                result: dict[str, Any] = end.value
-                return result
-            minutes = (total - epoch.epoch) * epoch.time_s / 60
-            yield (
-                f"epoch {epoch.epoch:>3}/{total}  lr {epoch.lr:.2g}  loss {epoch.train_loss:.3f}  "
-                f"top-1 {epoch.top1:.2%}  {epoch.images_per_s:,.0f} images/s  "
-                f"{minutes:.0f} min left"
-            )
-
-    return told(lines())
+def _line(epoch: "Epoch", total: int) -> str:
+    left = (total - epoch.epoch) * epoch.time_s / 60
+    return (
+        f"  epoch {epoch.epoch:>3}  lr {epoch.lr:<8.2g} loss {epoch.train_loss:<7.3f} "
+        f"top-1 {epoch.top1:<7.2%} {epoch.images_per_s:,.0f} images/s"
+        + (f"  {left:.0f} min left" if total else "")
+    )

@@ -30,7 +30,7 @@ from dop_fast.workspace import TOML, Workspace
 from dop_fast.workspace import create as write
 
 T = TypeVar("T")
-Training: TypeAlias = "Generator[training.Epoch, None, dict[str, float]]"
+Training: TypeAlias = Generator[training.Epoch, None, dict[str, float]]
 """Yields every epoch, and returns the run's top1, top5 and loss."""
 
 
@@ -183,19 +183,18 @@ def stitch(
         store.write_stitched(
             track(parts, "stitching", len(names)), len(names) * config.per_class, about
         )
-    return _stitched(store)
+    return _stitched(store, config)
 
 
-def _stitched(store: PatchStore) -> Stitched:
-    coverage: dict[str, list[float]] = {}
-    short: dict[str, int] = {}
-    patches = store.stitched()
-    for label, share, reached in zip(patches.label, patches.coverage, patches.reached, strict=True):
-        name = store.header.classes[label]
-        coverage.setdefault(name, []).append(float(share))
-        short[name] = short.get(name, 0) + int(not reached)
-    means = {name: sum(shares) / len(shares) for name, shares in coverage.items()}
-    return Stitched(store, means, {name: count for name, count in short.items() if count})
+def _stitched(store: PatchStore, config: StitchConfig) -> Stitched:
+    coverage = store.coverage().reshape(-1, config.per_class)  # class by class
+    names = store.header.classes
+    short = (coverage < config.sigma).sum(axis=1)
+    return Stitched(
+        store,
+        dict(zip(names, coverage.mean(axis=1).tolist(), strict=True)),
+        {name: int(count) for name, count in zip(names, short, strict=True) if count},
+    )
 
 
 def prune(

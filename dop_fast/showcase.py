@@ -12,6 +12,7 @@ from dop_fast import demo, pipeline, report, workspace
 from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TrainConfig
 from dop_fast.demo import Precision
 from dop_fast.errors import StoreError
+from dop_fast.training import Epoch
 from dop_fast.workspace import Workspace
 
 SIZE = 40
@@ -20,9 +21,10 @@ TEACHER = TrainConfig(
     epochs=12, lr=0.05, batch_size=32, milestones=(0.6, 0.85), warmup=0.1, weight_decay=5e-4
 )
 STUDENT = replace(TEACHER, epochs=8)
+EXTRACT = ExtractConfig(n_segments=(15, 30))  # segments that are a little smaller than the objects
 RIVALS = (("grasp", "images"), ("grasp", "patches"), ("grasp", "stitched"), ("random", "auto"))
 
-Steps = Generator[str, None, "Showcase"]
+Steps = Generator[str | Epoch, None, "Showcase"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class Showcase:
 
 
 def run(folder: Path, seed: int, device: torch.device, *, force: bool = False) -> Steps:
-    """Run every stage in `folder`, yielding a line for each; finished stages are not redone."""
+    """Run every stage in `folder` that is not finished; yield what begins and every epoch."""
     space = _workspace(folder, seed, force)
     yield f"teacher: {space.teacher.name}, {TEACHER.epochs} epochs"
-    teacher = yield from _followed(pipeline.train(space, TEACHER, seed, device))
+    teacher = yield from pipeline.train(space, TEACHER, seed, device)
     yield "extract: concepts of every class"
-    store = pipeline.extract(space, ExtractConfig(), seed, device)
+    store = pipeline.extract(space, EXTRACT, seed, device)
     train, _ = pipeline.open_data(space)
     precision = demo.precision(store, train, demo.load_truth(folder / "data"))
     yield f"stitch: patches that cover {StitchConfig().sigma:g} of the image"
@@ -56,8 +58,8 @@ def run(folder: Path, seed: int, device: torch.device, *, force: bool = False) -
         path, kept, _ = pipeline.prune(space, config, seed, device)
         yield f"prune and fine-tune: {path.stem}, {STUDENT.epochs} epochs"
         target = pipeline.run_folder(space, path.stem, "", seed)
-        masks[path.stem] = yield from _followed(
-            pipeline.finetune(space, STUDENT, (path.stem, kept), target, seed, device)
+        masks[path.stem] = yield from pipeline.finetune(
+            space, STUDENT, (path.stem, kept), target, seed, device
         )
     return Showcase(teacher, masks, precision, report.write(space))
 
@@ -73,13 +75,3 @@ def _workspace(folder: Path, seed: int, force: bool) -> Workspace:
         pipeline.init(folder, data=str(folder / "data"), size=SIZE, teacher="resnet20", model="",
                       seed=seed, force=False)  # fmt: skip
     return workspace.load(folder)
-
-
-def _followed(epochs: pipeline.Training) -> Generator[str, None, dict[str, float]]:
-    while True:
-        try:
-            epoch = next(epochs)
-        except StopIteration as end:
-            result: dict[str, float] = end.value
-            return result
-        yield f"  epoch {epoch.epoch}: loss {epoch.train_loss:.3f}, top-1 {epoch.top1:.1%}"

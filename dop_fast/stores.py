@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from dop_fast import __version__
@@ -156,6 +157,13 @@ class PatchStore:
             pick["label"],
             pick["reached"],
         )
+
+    def coverage(self) -> NDArray[np.float64]:
+        """Return every stitched patch's share of valid pixels r, Eq. 6, reading no pixels."""
+        bits = np.asarray(self._group("stitched")["valid"][:])  # type: ignore[index]
+        height, width = self.header.canvas
+        valid: NDArray[np.int64] = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
+        return valid / (height * width)
 
     def write_stitched(self, parts: Iterable[Patches], total: int, about: dict[str, Any]) -> None:
         """Store `total` stitched patches, handed over class by class, in place of older ones."""

@@ -30,9 +30,9 @@ from dop_fast.cli._click import Option, Outcome, command, table
 def demo(output: Path, seed: int, device: str, force: bool) -> Outcome:
     """Run the whole job on drawn images of known truth: no download, a few minutes on a CPU."""
     from dop_fast import pipeline, showcase
-    from dop_fast.cli._epochs import told
+    from dop_fast.cli._epochs import follow
 
-    made = told(showcase.run(output, seed, pipeline.device_of(device), force=force))
+    made = follow(showcase.run(output, seed, pipeline.device_of(device), force=force))
     rows = [(name, f"{found['top1']:.1%}") for name, found in made.masks.items()]
     precision = made.precision
     return Outcome(

@@ -60,7 +60,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """
     falls = sum(step / steps >= milestone for milestone in config.milestones)
     rise = min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else 1.0
-    return config.lr / 10**falls * rise
+    return config.lr / 10.0**falls * rise
 
 
 def fit(
