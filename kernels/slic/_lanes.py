@@ -173,6 +173,16 @@ def first_bit(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def bit_count(typingctx: Any, bits: Any) -> Any:
+    """Return the number of set bits of a uint64."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.intp(types.uint64), emit
+
+
+@intrinsic
 def tally(typingctx: Any, tile: Any, labels: Any, label: Any) -> Any:
     """Return the sums of L, a, b, (1 + 65536 y) and x over a tile's pixels of this label."""
 

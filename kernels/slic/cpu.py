@@ -86,7 +86,7 @@ def _span(
     small, small_tiles, small_totals = _buffers((height + 1) // 2, (width + 1) // 2)
     across = np.empty((3, height + 2 * len(weights), planes.shape[2]), np.int16)
     found = np.full((_ceil(height, HEIGHT) * HEIGHT, 1 + _ceil(width, 64) * 64), -1, np.int32)
-    runs = np.empty((4, height * width), np.int32)
+    runs = np.empty((3, height * width), np.int32)
     for i in range(count):
         _blurred_lab(images[i], tables, weights, columns, rows, across, planes)
         _tile(planes, height, width, tiles, totals)
@@ -406,49 +406,49 @@ def _candidates(grid: Array, colours: Array, places: Array) -> tuple[Array, Arra
 
 @_compiled
 def _connect(found: Array, asked: int, runs: Array, labels: Array) -> None:
+    """Do what `reference.connect` does on runs of equal labels in a row, found as bits."""
     height, width = labels.shape
-    start, label, parent, part = runs[0], runs[1], runs[2], runs[3]
-    firsts = np.empty(height + 1, np.int64)
+    start, parent, part = runs[0], runs[1], runs[2]
+    firsts = np.zeros(height + 1, np.int64)
+    edges = np.zeros((2, found.shape[1] // 64), np.uint64)
     count = 0
     for y in range(height):
-        firsts[y] = count
-        row, address = found[y], _address(found, y)
-        for left in range(0, width, 64):
-            at = address + np.uintp(4 * left)
-            bits = _lanes.differ(at, at + np.uintp(4))
-            if width - left < 64:
-                bits &= (np.uint64(1) << np.uint64(width - left)) - np.uint64(1)
+        here, above = edges[y % 2], edges[1 - y % 2]
+        row, step = _address(found, y) + np.uintp(4), np.uintp(found.strides[0])
+        run_above = firsts[y - 1] - 1 if y > 0 else 0
+        for word in range(len(here)):
+            left = 64 * word
+            at, run_here = row + np.uintp(4 * left), count - 1
+            inside = ~np.uint64(0) >> np.uint64(max(0, left + 64 - width))
+            here[word] = bits = _lanes.differ(at - np.uintp(4), at) & inside
             while bits != 0:
-                x = left + _lanes.first_bit(bits)
+                start[count], parent[count] = left + _lanes.first_bit(bits), count
                 bits &= bits - np.uint64(1)
-                start[count], label[count], parent[count] = x, row[1 + x], count
                 count += 1
-        if y > 0:
-            _join(start, label, parent, firsts[y - 1], firsts[y], count, width)
-    firsts[height] = count
+            if y > 0:
+                same = ~_lanes.differ(at, at - step) & inside
+                # one pixel of each stretch in which both runs stay the same
+                bits = same & (here[word] | above[word] | ~(same << np.uint64(1)))
+                while bits != 0:
+                    upto = bits ^ (bits - np.uint64(1))
+                    i = run_above + _lanes.bit_count(above[word] & upto)
+                    j = run_here + _lanes.bit_count(here[word] & upto)
+                    _unite(parent, i, j)
+                    bits &= bits - np.uint64(1)
+                run_above += _lanes.bit_count(above[word])
+        firsts[y + 1] = count
     _parts(start, parent, part, firsts, count, asked, labels)
 
 
 @_compiled
-def _join(
-    start: Array, label: Array, parent: Array, above: int, here: int, end: int, width: int
-) -> None:
-    """Unite the runs of a row with those of equal label above them."""
-    i, j = above, here
-    while i < here and j < end:
-        stop_i = start[i + 1] if i + 1 < here else width
-        stop_j = start[j + 1] if j + 1 < end else width
-        if label[i] == label[j]:
-            p = i
-            while parent[p] != p:
-                parent[p] = parent[parent[p]]
-                p = parent[p]
-            q = parent[j]
-            while parent[q] != q:
-                q = parent[q]
-            parent[max(p, q)] = min(p, q)
-        i += stop_i <= stop_j
-        j += stop_j <= stop_i
+def _unite(parent: Array, i: int, j: int) -> None:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    while parent[j] != j:
+        parent[j] = parent[parent[j]]
+        j = parent[j]
+    parent[max(i, j)] = min(i, j)
 
 
 @_compiled
