@@ -107,8 +107,11 @@ def settings(config: type[StageConfig], **choices: tuple[str, ...]) -> Callable[
 
         wrapped.__name__, wrapped.__doc__ = body.__name__, body.__doc__
         wrapped.__click_params__ = [  # type: ignore[attr-defined]
-            *(_option(item, choices.get(item.name, ())) for item in dataclasses.fields(config)),
             *getattr(body, "__click_params__", []),
+            *(
+                _option(item, choices.get(item.name, ()))
+                for item in dataclasses.fields(config)[::-1]
+            ),
         ]
         return wrapped
 
@@ -191,7 +194,7 @@ def command(
             outcome = body(**values)
             _show(ctx, outcome, as_json=as_json, quiet=quiet)
 
-        own = getattr(body, "__click_params__", [])
+        own = getattr(body, "__click_params__", [])[::-1]  # decorators apply from the bottom up
         about = (body.__doc__ or "").strip()
         return Command(
             name=body.__name__.rstrip("_").replace("_", "-"),

@@ -28,7 +28,10 @@ from dop_fast.cli._click import Option, Outcome, command, table
     help="number that every random stream follows from",
 )
 def demo(output: Path, seed: int, device: str, force: bool) -> Outcome:
-    """Run the whole job on drawn images of known truth: no download, a few minutes on a CPU."""
+    """Run the whole job on drawn images of known truth.
+
+    Nothing is downloaded; it takes a few minutes on a CPU.
+    """
     from dop_fast import pipeline, showcase
     from dop_fast.cli._epochs import follow
 

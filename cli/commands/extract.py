@@ -7,7 +7,11 @@ from dop_fast.config import ExtractConfig
 @command("dopfast extract --images 50 --clusters 25")
 @settings(ExtractConfig)
 def extract(call: Call, config: ExtractConfig) -> Outcome:
-    """Find what the teacher looks at: ACE concepts of every class, ranked by TCAV."""
+    """Find what the teacher looks at: concepts, ranked by TCAV.
+
+    ACE for each class: SLIC segments, clusters of their activations, separators from random
+    segments. Goes on where it stopped.
+    """
     from dop_fast import pipeline
 
     device = pipeline.device_of(call.device)

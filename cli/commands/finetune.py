@@ -13,7 +13,10 @@ from dop_fast.config import TrainConfig
 @click.option("--name", default="", cls=Option, panel="Output",
               help="the run's name  [default: the mask's]")  # fmt: skip
 def finetune(call: Call, config: TrainConfig, mask: str, dense: bool, name: str) -> Outcome:
-    """Train the pruned network with its mask held at every step; goes on where it stopped."""
+    """Train the pruned network with its mask held.
+
+    The paper's recipe, scaled to the epochs asked for; goes on where it stopped.
+    """
     from dop_fast import pipeline
     from dop_fast.cli._epochs import follow
 

@@ -65,7 +65,10 @@ from dop_fast.cli._click import Option, Outcome, command
     help="folder to make it in",
 )
 def init(workspace: Path, **values: Any) -> Outcome:
-    """Make a workspace: check the data, write dopfast.toml with every key explained."""
+    """Make a workspace for a set of images.
+
+    The images are counted, and dopfast.toml is written with every key explained.
+    """
     from dop_fast import pipeline
 
     made, train, val = pipeline.init(workspace, **values)

@@ -12,7 +12,10 @@ from dop_fast.config import PruneConfig
 @click.option("--name", default="", cls=Option, panel="Output",
               help="the mask's name  [default: criterion-material-sparsity-seed]")  # fmt: skip
 def prune(call: Call, config: PruneConfig, name: str) -> Outcome:
-    """Score every weight once at initialisation and keep exactly the top share, as a mask."""
+    """Score weights once at initialisation; keep the top share.
+
+    The mask keeps exactly round(N * (1 - sparsity)) of the N conv and linear weights.
+    """
     from dop_fast import pipeline
 
     path, kept, model = pipeline.prune(

@@ -5,7 +5,10 @@ from dop_fast.cli._click import Call, Outcome, command
 
 @command("dopfast report", compute=False)
 def report(call: Call) -> Outcome:
-    """Write one HTML page: concepts, stitched patches, masks, training curves, comparison."""
+    """Write everything on one HTML page.
+
+    Concepts, stitched patches, masks, training curves and the comparison; it opens from disk.
+    """
     from dop_fast import report as page
 
     path = page.write(call.workspace)

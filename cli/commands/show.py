@@ -32,7 +32,7 @@ SHEETS = ("concepts", "stitched", "segments")
     help="PNG to write  [default: WHAT-CLASS.png in the workspace]",
 )
 def show(call: Call, what: str, name: str, image: int, output: Path | None) -> Outcome:
-    """Write a PNG: concepts, stitched patches, or the segments of one image."""
+    """Write a PNG of concepts, stitched patches or segments."""
     from dop_fast.report import sheets
 
     path = output or call.workspace.root / f"{'-'.join(filter(None, (what, name)))}.png"

@@ -7,7 +7,10 @@ from dop_fast.config import StitchConfig
 @command("dopfast stitch --sigma 0.75 --per-class 10", compute=False)
 @settings(StitchConfig)
 def stitch(call: Call, config: StitchConfig) -> Outcome:
-    """Stitch the concepts of each class into patches that cover more than sigma (Algorithm 2)."""
+    """Stitch concepts into patches that cover more than sigma.
+
+    Super Stitching, the paper's Algorithm 2: segments keep their place, important ones on top.
+    """
     from dop_fast import pipeline
 
     made = pipeline.stitch(call.workspace, config, call.seed, force=call.force, track=track)

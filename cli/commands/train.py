@@ -7,7 +7,7 @@ from dop_fast.config import TrainConfig
 @command("dopfast train --epochs 30 --lr 0.05")
 @settings(TrainConfig)
 def train(call: Call, config: TrainConfig) -> Outcome:
-    """Train the dense teacher whose concepts `dopfast extract` finds."""
+    """Train the teacher whose concepts are extracted."""
     from dop_fast import pipeline
     from dop_fast.cli._epochs import follow
 
