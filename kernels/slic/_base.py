@@ -1,5 +1,8 @@
 """What the compiled parts share: how they are compiled, sizes, addresses, one tile's sums."""
 
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +17,20 @@ Address: TypeAlias = Any
 """Of memory, uintp: what `_lanes` takes instead of arrays."""
 Record: TypeAlias = Any
 """A row of a structured array with the fields of `reference.Grid`."""
-compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
+STAMP = sha256(
+    b"".join(x.read_bytes() for x in sorted(Path(__file__).parent.glob("*.py")))
+).digest()
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile, and cache until any file of this folder changes.
+
+    Numba itself looks only at the function's own file, though the cached code contains what it
+    calls in the others: an upgrade of those would go on running the old code.
+    """
+    dispatcher = njit(cache=True, nogil=True, error_model="numpy")(function)
+    dispatcher._cache._cache_file._source_stamp = STAMP
+    return dispatcher
 
 
 @compiled

@@ -1,8 +1,7 @@
 """SLIC compiled: `reference.py` step by step, on tiles that stay in registers and cache.
 
 Batches are split over threads, not Numba's `prange`: compiling is faster, and it may be called
-from several threads at once. Numba renews its cache of a file only when that file changes: touch
-this one after editing `_base`, `_lanes`, `_planes`, `_segments` or `reference`.
+from several threads at once.
 """
 
 from concurrent.futures import ThreadPoolExecutor
