@@ -28,7 +28,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     Numba itself looks only at the function's own file, though the cached code contains what it
     calls in the others: an upgrade of those would go on running the old code.
     """
-    dispatcher = njit(cache=True, nogil=True, error_model="numpy")(function)
+    dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy")(function)
     dispatcher._cache._cache_file._source_stamp = STAMP
     return dispatcher
 
