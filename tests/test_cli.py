@@ -33,12 +33,6 @@ def test_every_command_has_help_an_example_and_panels(name: str) -> None:
     assert command is not None and len((command.help or "").splitlines()[0]) < 100
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_stands_in_the_readme(name: str) -> None:
-    readme = Path(__file__).parent.parent / "README.md"
-    assert f"dopfast {name}" in readme.read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["prune", "--help"], ["prun"], ["stitch", "--sigma", "x"]],
