@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from dop_fast import criteria, images, masks, models, runs, training
-
 from dop_fast.concepts import FEWEST_IMAGES, Extractor
 from dop_fast.config import (
     SMALL_SIDE,
