@@ -140,7 +140,9 @@ def speed(photos: list[Image.Image], repeats: int) -> list[Row]:
     for n in (5, 10, 15):
         rows += compare(f"32 px, n={n}", small, [n], {"fast-slic": 6.0}, repeats)
     rows += compare("500 px, n=50", large, [50], {"fast-slic": 2.7}, repeats)
-    return [*rows, threads(np.stack(middle), repeats)]
+    if numba.config.NUMBA_NUM_THREADS > 1:
+        rows.append(threads(np.stack(middle), repeats))
+    return rows
 
 
 def threads(batch: NDArray[np.uint8], repeats: int) -> Row:
