@@ -141,6 +141,16 @@ def test_a_full_target_is_refused_and_kept(space: Workspace) -> None:
     assert masks.load(space.masks / "mine.safetensors").sparsity == pytest.approx(0.5, abs=1e-5)
 
 
+def test_the_job_runs_with_its_store_at_an_address(space: Workspace) -> None:
+    remote = dataclasses.replace(space, store="memory://bucket/job.zarr")
+    pipeline.extract(remote, EXTRACT, 0, CPU)
+    made = pipeline.stitch(remote, STITCH, 0)
+    here = PatchStore(space.patches).stitched()
+    np.testing.assert_array_equal(made.store.stitched().pixels, here.pixels)
+    assert made.visible == pytest.approx(np.nanmean(here.visible, axis=0).tolist())
+    pipeline.prune(remote, PruneConfig(per_class=4), 0, CPU, force=True)
+
+
 def test_stitching_before_extracting_names_the_command(tmp_path: Path, tiny_images: Path) -> None:
     with pytest.raises(StoreError) as caught:
         pipeline.stitch(init(tmp_path / "space", tiny_images), STITCH, 0)
