@@ -192,7 +192,8 @@ class PatchStore:
             rows = slice(start, start + len(part))
             arrays["pixels"][rows] = part.pixels
             arrays["valid"][rows] = np.packbits(part.valid.reshape(len(part), -1), axis=1)
-            small.append(replace(part, pixels=part.pixels[:0], valid=part.valid[:0]))
+            # copies: an empty view would keep all pixels in memory
+            small.append(replace(part, pixels=part.pixels[:0].copy(), valid=part.valid[:0].copy()))
             start += len(part)
         joined = _joined(small)
         for name in ("label", "reached", "visible"):
