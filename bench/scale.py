@@ -86,15 +86,19 @@ def store_of(space: Workspace) -> None:
     header = Header(train.classes, (SIDE, SIDE), 117, train.fingerprint, mark, "layer4", settings)
     writer = PatchWriter(space.patches, header)
     count = min(TEMPLATES, len(train.classes))
-    templates = [template(train.load(train.of_class(c)), rng) for c in range(count)]
+    sources = [train.load(train.of_class(class_id)) for class_id in range(count)]
+    templates = [template(pixels, rng) for pixels in sources]
     for class_id in range(len(train.classes)):
-        segments = templates[class_id % len(templates)]
-        images = train.of_class(class_id)[segments.image].astype(np.int32)
+        segments, pixels = (each[class_id % count] for each in (templates, sources))
+        own = train.of_class(class_id)
+        images = own[segments.image].astype(np.int32)
         members = rng.permutation(SEGMENTS)[: CONCEPTS * MEMBERS].reshape(CONCEPTS, -1)
         concepts = tuple(
             Concept(np.asarray(part, np.int32), 0.9, np.full(20, 0.9), 0.0, 0.9) for part in members
         )
-        writer.write(ClassConcepts(class_id, replace(segments, image=images), concepts))
+        found = ClassConcepts(class_id, replace(segments, image=images), concepts)
+        first = int(own[0])  # a class's images stand one after the other
+        writer.write(found, lambda index, pixels=pixels, first=first: pixels[index - first])
     writer.finish()
 
 

@@ -134,7 +134,7 @@ def extract(
     writer = PatchWriter(workspace.patches, header)
     for class_id in track(range(len(train.classes)), "extracting", len(train.classes)):
         if not writer.done(class_id):
-            writer.write(extractor.extract(class_id))
+            writer.write(extractor.extract(class_id), train.load)
     return writer.finish()
 
 

@@ -4,18 +4,23 @@ What is written into a folder gets its final name when it is finished. Elsewhere
 renamed: it is written in place, and only the attribute `finished`, written last, makes it count.
 """
 
+import asyncio
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import zarr
 from zarr.abc.store import Store
+from zarr.api.asynchronous import open_array
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from dop_fast.errors import StoreError
+from dop_fast.types import Array
 
 
 def is_remote(address: str | Path) -> bool:
@@ -65,6 +70,18 @@ class Place:
         return zarr.open_group(
             self.store, path=self.name, mode=mode, zarr_format=3, attributes=attributes
         )
+
+    def read(self, names: Sequence[str]) -> dict[str, Array]:
+        """Return arrays of the group, read at the same time: one by one takes twice as long."""
+
+        async def one(name: str) -> Array:
+            array = await open_array(store=self.store, path=f"{self.name}/{name}", mode="r")
+            return np.asarray(await array.getitem(...))
+
+        async def every() -> list[Array]:
+            return await asyncio.gather(*map(one, names))
+
+        return dict(zip(names, sync(every()), strict=True))
 
     def attributes(self) -> dict[str, Any]:
         """Return the group's attributes; none where there is no group. ValueError: damaged."""

@@ -5,15 +5,16 @@ Layout of `patches.zarr` (Zarr v3), schema `dopfast.patches`, version 1:
         image box resolution offset bits
         members members_offset    concepts' members one after the other, best concept first
         tcav_runs p_value cav_accuracy
+        colours                   what the members show, uint8[...  3], in ascending order
     stitched/                     pixels valid label reached visible, see `types.Patches`
 What is written counts once it is `finished`, see `places`. Every chunk carries its checksum.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -27,6 +28,10 @@ from dop_fast.types import Array, ClassConcepts, Concept, Patches, Segments
 
 SCHEMA, VERSION = "dopfast.patches", 1
 SEGMENT_COLUMNS = ("image", "box", "resolution", "offset", "bits")
+CONCEPT_COLUMNS = ("members", "members_offset", "tcav_runs", "p_value", "cav_accuracy")
+COLUMNS = SEGMENT_COLUMNS + CONCEPT_COLUMNS
+Load: TypeAlias = Callable[[Array], Array]
+"""From indices int[k] into the image set to pixels uint8[k h w 3], as `ImageSet.load`."""
 CODEC = (BloscCodec(cname="lz4", clevel=5), Crc32cCodec())
 CHUNK, SHARD = 4, 64
 """Stitched patches that are packed as one, and that are in one file."""
@@ -70,8 +75,12 @@ class PatchWriter:
         name = f"classes/{class_id}"
         return name in self._root and bool(self._root[name].attrs.get("finished", False))
 
-    def write(self, found: ClassConcepts) -> None:
-        """Store one class; it counts once its last attribute is written."""
+    def write(self, found: ClassConcepts, load: Load | None = None) -> None:
+        """Store one class; it counts once its last attribute is written.
+
+        With `load`, as `ImageSet.load`, the pixels of the concepts' segments are stored too, so
+        that no image needs to be decoded again to stitch them.
+        """
         name = f"classes/{found.class_id}"
         group = self._root.create_group(name, overwrite=True)
         columns = {column: getattr(found.segments, column) for column in SEGMENT_COLUMNS}
@@ -82,8 +91,12 @@ class PatchWriter:
         columns["tcav_runs"] = np.stack(runs) if runs else np.empty((0, 0))
         columns["p_value"] = np.array([concept.p_value for concept in found.concepts])
         columns["cav_accuracy"] = np.array([concept.cav_accuracy for concept in found.concepts])
+        if load:
+            columns["colours"] = _colours(found, load)
         for column, values in columns.items():
-            group.create_array(column, data=np.ascontiguousarray(values), compressors=CODEC)
+            whole = tuple(max(1, length) for length in values.shape)
+            data = np.ascontiguousarray(values)
+            group.create_array(column, data=data, chunks=whole, compressors=CODEC)
         group.attrs["finished"] = True
 
     def finish(self) -> "PatchStore":
@@ -120,8 +133,7 @@ class PatchStore:
             raise StoreError(f"{self.path} has no class {class_id}", AGAIN)
         place = self._place / f"classes/{class_id}"
         with _reading(place, AGAIN):
-            group = place.group()
-            column = {key: np.asarray(values[:]) for key, values in group.arrays()}
+            column = place.read(COLUMNS)
         segments = Segments(
             **{key: column[key] for key in SEGMENT_COLUMNS}, canvas=self.header.canvas
         )
@@ -137,6 +149,29 @@ class PatchStore:
             for i in range(len(starts) - 1)
         )
         return ClassConcepts(class_id, segments, concepts)
+
+    def sources(self, found: ClassConcepts) -> Load | None:
+        """Return what loads the class's images where its concepts lie, 0 elsewhere.
+
+        It decodes no image. None where the pixels are not stored.
+        """
+        place = self._place / f"classes/{found.class_id}"
+        with _reading(place, AGAIN):
+            if not (place / "colours").exists():
+                return None
+            colours = place.read(("colours",))["colours"]
+        segments = _members(found)
+        owner, flat = _spots(segments)
+
+        def load(index: Array) -> Array:
+            slots = {int(image): slot for slot, image in enumerate(index)}
+            slot = np.array([slots.get(int(image), -1) for image in segments.image])[owner]
+            pixels = np.zeros((len(index), *self.header.canvas, 3), np.uint8)
+            asked = slot >= 0
+            pixels.reshape(len(index), -1, 3)[slot[asked], flat[asked]] = colours[asked]
+            return pixels
+
+        return load
 
     @property
     def stitching(self) -> dict[str, Any] | None:
@@ -202,6 +237,30 @@ class PatchStore:
                 group.create_array(name, data=values, compressors=CODEC)
         group.attrs.update(about)
         self._stitched.finish(begun)
+
+
+def _members(found: ClassConcepts) -> Segments:
+    """Return all segments of the class's concepts, in ascending order."""
+    none = np.empty(0, np.int32)
+    members = np.concatenate([none, *(concept.members for concept in found.concepts)])
+    return found.segments.select(np.unique(members))
+
+
+def _colours(found: ClassConcepts, load: Load) -> Array:
+    segments = _members(found)
+    images, image = np.unique(segments.image, return_inverse=True)
+    owner, flat = _spots(segments)
+    sources = load(images).reshape(len(images), -1, 3)
+    return np.asarray(sources[image[owner], flat])
+
+
+def _spots(segments: Segments) -> tuple[Array, Array]:
+    """Return each pixel's segment and its place on the flat canvas, one segment after the other."""
+    owner = np.repeat(np.arange(len(segments)), segments.area)
+    bit = np.flatnonzero(np.unpackbits(segments.bits)) - 8 * segments.offset[owner]
+    top, left, _, right = segments.box.astype(np.int64).T
+    row, column = np.divmod(bit, (right - left)[owner])
+    return owner, (top[owner] + row) * segments.canvas[1] + left[owner] + column
 
 
 def exists(address: Path | str) -> bool:

@@ -13,9 +13,9 @@ from dop_fast.config import StitchConfig
 from dop_fast.errors import StoreError
 from dop_fast.images import ImageSet
 from dop_fast.kernels import paste
-from dop_fast.patches.dop import Load, with_sources
+from dop_fast.patches.dop import with_sources
 from dop_fast.seeding import stream
-from dop_fast.stores import PatchStore
+from dop_fast.stores import Load, PatchStore
 from dop_fast.types import Array, ClassConcepts, Patches
 
 
@@ -24,12 +24,14 @@ def stitch_all(
 ) -> Iterator[Patches]:
     """Yield the stitched patches of one class after the other; `images` as extracted from.
 
-    As many classes as torch may use threads are read, decoded and stitched at the same time.
+    As many classes as torch may use threads are read and stitched at the same time.
+    Images are decoded only where the store lacks their pixels.
     """
 
     def made(class_id: int) -> Patches:
         found = store.concepts(class_id)
-        return stitch_class(found, images.load, config, store.header.fill, seed)
+        load = store.sources(found) or images.load
+        return stitch_class(found, load, config, store.header.fill, seed)
 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads)
