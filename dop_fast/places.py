@@ -19,13 +19,9 @@ from zarr.api.asynchronous import open_array
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
+from dop_fast.config import is_remote
 from dop_fast.errors import StoreError
 from dop_fast.types import Array
-
-
-def is_remote(address: str | Path) -> bool:
-    """Return whether it is an fsspec address rather than a path."""
-    return isinstance(address, str) and "://" in address
 
 
 @dataclass(frozen=True)

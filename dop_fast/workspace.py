@@ -19,10 +19,10 @@ from dop_fast.config import (
     StitchConfig,
     TeacherConfig,
     TrainConfig,
+    is_remote,
     span,
 )
 from dop_fast.errors import ConfigError
-from dop_fast.places import is_remote
 
 TOML = "dopfast.toml"
 STORE = "patches.zarr"

@@ -93,14 +93,14 @@ def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image
             classes[label],
             f"r {coverage.min():.2f} to {coverage.max():.2f}",
             f"{int(patches.reached[of_class].sum())} of {len(of_class)} reach sigma",
-            *(_seen(patches.visible[of_class]) if patches.visible is not None else []),
+            *(seen(patches.visible[of_class]) if patches.visible is not None else []),
         ]
         row = [tiles.fit(patches.pixels[i], FILM.side) for i in of_class]
         rows.append((text, tiles.grid([row])))
     return _sheet("stitched patches" + (f", order: {order}" if order else ""), rows)
 
 
-def _seen(visible: Array) -> list[str]:
+def seen(visible: Array) -> list[str]:
     """Return the mean share of each concept, float32[n k], in lines that fit beside a row."""
     shares = np.nan_to_num(visible).mean(axis=0)
     return textwrap.wrap(
