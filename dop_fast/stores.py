@@ -106,7 +106,7 @@ class PatchWriter:
 
 
 class PatchStore:
-    """Read view of a finished store."""
+    """Read view of a finished store, in a folder or at an fsspec address."""
 
     def __init__(self, address: Path | str) -> None:
         self.path, self._place = address, Place(address)
@@ -264,8 +264,9 @@ def _spots(segments: Segments) -> tuple[Array, Array]:
 
 
 def exists(address: Path | str) -> bool:
-    """Return whether anything is at the address of a store."""
-    return Place(address).exists()
+    """Return whether a store is at the address, or something else, but no unfinished store."""
+    place = Place(address)
+    return place.exists() and bool(_known(place).get("finished", True))
 
 
 @contextmanager

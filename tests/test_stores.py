@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from dop_fast.errors import StoreError
-from dop_fast.stores import Header, PatchStore, PatchWriter
+from dop_fast.stores import Header, PatchStore, PatchWriter, exists
 from dop_fast.types import ClassConcepts, Concept, Patches, Segments
 
 HEADER = Header(("cat", "dog"), (9, 7), 117, "data", "teacher", "layer4", {"seed": 0})
@@ -184,10 +184,12 @@ def test_an_address_holds_what_a_folder_does() -> None:
     writer.write(one_class(0))
     with pytest.raises(StoreError, match="unfinished"):
         PatchStore(address)
+    assert not exists(address)
     again = PatchWriter(address, HEADER)
     assert again.done(0) and not again.done(1)
     again.write(ClassConcepts(1, segments([], []), ()))
     store = again.finish()
+    assert exists(address)
     np.testing.assert_array_equal(store.concepts(0).segments.bits, one_class(0).segments.bits)
     assert store.stitching is None
     for count in (3, 2):  # the second in place of the first
