@@ -266,7 +266,8 @@ def _spots(segments: Segments) -> tuple[Array, Array]:
 def exists(address: Path | str) -> bool:
     """Return whether a store is at the address, or something else, but no unfinished store."""
     place = Place(address)
-    return place.exists() and bool(_known(place).get("finished", True))
+    known = _known(place)
+    return place.exists() and (not known or bool(known.get("finished")))
 
 
 @contextmanager
