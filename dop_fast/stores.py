@@ -200,20 +200,21 @@ class PatchStore:
     def coverage(self) -> NDArray[np.float64]:
         """Return every stitched patch's share of valid pixels r, Eq. 6, reading no pixels."""
         height, width = self.header.canvas
-        valid: NDArray[np.int64] = np.bitwise_count(self._column("valid")).sum(axis=1, dtype=int)
-        return valid / (height * width)
+        with _reading(self._stitched, STITCH_AGAIN):
+            bits: Any = self._stitched.group()["valid"]
+            rows = range(0, bits.shape[0], 16 * SHARD)  # not at once: memory stays the same
+            counts = [np.bitwise_count(bits[i : i + rows.step]).sum(axis=1) for i in rows]
+        return np.concatenate(counts) / (height * width)
 
     def visible(self) -> NDArray[np.float64]:
         """Return the mean share of stitched patches that shows each concept, best first.
 
         float64[k]; for each rank the mean over the classes that have such a concept.
         """
-        shares: NDArray[np.float64] = np.nanmean(self._column("visible"), axis=0, dtype=np.float64)
-        return shares
-
-    def _column(self, name: str) -> Array:
         with _reading(self._stitched, STITCH_AGAIN):
-            return np.asarray(self._stitched.group()[name][:])  # type: ignore[index]
+            visible = self._stitched.read(("visible",))["visible"]
+        shares: NDArray[np.float64] = np.nanmean(visible, axis=0, dtype=np.float64)
+        return shares
 
     def write_stitched(self, parts: Iterable[Patches], total: int, about: dict[str, Any]) -> None:
         """Store `total` stitched patches, handed over class by class, in place of older ones."""
