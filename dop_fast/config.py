@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from dop_fast.errors import ConfigError
@@ -75,6 +76,11 @@ def fingerprint(*parts: Any) -> str:
     """Return a short hash of JSON-able values, for "is this still the same?"."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def is_remote(address: str | Path) -> bool:
+    """Return whether it is an fsspec address rather than a path."""
+    return isinstance(address, str) and "://" in address
 
 
 def _check_type(item: "dataclasses.Field[Any]", value: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from dop_fast import criteria, images, masks, models, runs, training
+from dop_fast import criteria, images, masks, models, runs, stores, training
 from dop_fast.concepts import FEWEST_IMAGES, Extractor
 from dop_fast.config import (
     SMALL_SIDE,
@@ -129,7 +129,7 @@ def extract(
         layer=extractor.layer,
         config={**config.to_dict(), "seed": seed},
     )
-    if workspace.patches.exists() and not force:
+    if stores.exists(workspace.patches) and not force:
         store = PatchStore(workspace.patches)
         if store.header == header:
             return store
@@ -140,7 +140,7 @@ def extract(
     writer = PatchWriter(workspace.patches, header)
     for class_id in track(range(len(train.classes)), "extracting", len(train.classes)):
         if not writer.done(class_id):
-            writer.write(extractor.extract(class_id))
+            writer.write(extractor.extract(class_id), train.load)
     return writer.finish()
 
 
@@ -158,11 +158,15 @@ def open_patches(workspace: Workspace, train: ImageSet) -> PatchStore:
 
 @dataclass(frozen=True)
 class Stitched:
-    """How Super Stitching went: coverage r by class, and how many patches stayed below sigma."""
+    """How Super Stitching went: coverage r by class, and how many patches stayed below sigma.
+
+    `visible`: the mean share of a patch that shows each concept, the most important one first.
+    """
 
     store: PatchStore
     coverage: dict[str, float]
     short: dict[str, int]
+    visible: list[float]
 
 
 def stitch(
@@ -200,6 +204,7 @@ def _stitched(store: PatchStore, config: StitchConfig) -> Stitched:
         store,
         dict(zip(names, coverage.mean(axis=1).tolist(), strict=True)),
         {name: int(count) for name, count in zip(names, short, strict=True) if count},
+        store.visible().tolist(),
     )
 
 

@@ -5,30 +5,40 @@ Layout of `patches.zarr` (Zarr v3), schema `dopfast.patches`, version 1:
         image box resolution offset bits
         members members_offset    concepts' members one after the other, best concept first
         tcav_runs p_value cav_accuracy
-    stitched/                     pixels valid label reached, see `types.Patches`
-A store is made under `<name>.partial` and renamed when it is finished, and so is `stitched`.
+        colours                   what the members show, uint8[...  3], in ascending order
+    stitched/                     pixels valid label reached visible, see `types.Patches`
+What is written counts once it is `finished`, see `places`. Every chunk carries its checksum.
 """
 
-import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dop_fast import __version__
 from dop_fast.errors import StoreError
+from dop_fast.places import Place
 from dop_fast.types import Array, ClassConcepts, Concept, Patches, Segments
 
 SCHEMA, VERSION = "dopfast.patches", 1
 SEGMENT_COLUMNS = ("image", "box", "resolution", "offset", "bits")
-CODEC = BloscCodec(cname="lz4", clevel=5)
+CONCEPT_COLUMNS = ("members", "members_offset", "tcav_runs", "p_value", "cav_accuracy")
+COLUMNS = SEGMENT_COLUMNS + CONCEPT_COLUMNS
+Load: TypeAlias = Callable[[Array], Array]
+"""From indices int[k] into the image set to pixels uint8[k h w 3], as `ImageSet.load`."""
+CODEC = (BloscCodec(cname="lz4", clevel=5), Crc32cCodec())
 CHUNK, SHARD = 4, 64
 """Stitched patches that are packed as one, and that are in one file."""
+AGAIN, STITCH_AGAIN = (
+    "rebuild it: dopfast extract --force",
+    "make them anew: dopfast stitch --force",
+)
 
 
 @dataclass(frozen=True)
@@ -47,22 +57,30 @@ class Header:
 class PatchWriter:
     """Writes a store class by class; an interrupted one goes on with the class it lacks."""
 
-    def __init__(self, path: Path, header: Header) -> None:
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+    def __init__(self, address: Path | str, header: Header) -> None:
+        self._place = Place(address)
+        if self._place.exists() and not _known(self._place):
+            raise StoreError(f"{address} holds something else", "name another store, or remove it")
+        self.partial = self._place.begin()
         attributes = _attributes(header)
-        if self.partial.exists() and not _same(self.partial, attributes):
-            shutil.rmtree(self.partial)  # begun with other settings: nothing to go on with
-        self._root = zarr.open_group(self.partial, mode="a", zarr_format=3)
-        self._root.attrs.update(attributes)
+        found = _known(self.partial)
+        finished = found.pop("finished", False)
+        # begun with other settings: nothing to go on with; finished under its own name: replaced
+        if found != attributes or (finished and self.partial == self._place):
+            self.partial.remove()
+        self._root = self.partial.group("a", attributes)
 
     def done(self, class_id: int) -> bool:
         """Return whether the class is stored whole."""
         name = f"classes/{class_id}"
         return name in self._root and bool(self._root[name].attrs.get("finished", False))
 
-    def write(self, found: ClassConcepts) -> None:
-        """Store one class; it counts once its last attribute is written."""
+    def write(self, found: ClassConcepts, load: Load | None = None) -> None:
+        """Store one class; it counts once its last attribute is written.
+
+        With `load`, as `ImageSet.load`, the pixels of the concepts' segments are stored too, so
+        that no image needs to be decoded again to stitch them.
+        """
         name = f"classes/{found.class_id}"
         group = self._root.create_group(name, overwrite=True)
         columns = {column: getattr(found.segments, column) for column in SEGMENT_COLUMNS}
@@ -73,51 +91,49 @@ class PatchWriter:
         columns["tcav_runs"] = np.stack(runs) if runs else np.empty((0, 0))
         columns["p_value"] = np.array([concept.p_value for concept in found.concepts])
         columns["cav_accuracy"] = np.array([concept.cav_accuracy for concept in found.concepts])
+        if load:
+            columns["colours"] = _colours(found, load)
         for column, values in columns.items():
-            group.create_array(column, data=np.ascontiguousarray(values), compressors=CODEC)
+            whole = tuple(max(1, length) for length in values.shape)
+            data = np.ascontiguousarray(values)
+            group.create_array(column, data=data, chunks=whole, compressors=CODEC)
         group.attrs["finished"] = True
 
     def finish(self) -> "PatchStore":
-        """Give the store its final name, in place of an older one, and open it."""
-        self._root.attrs["finished"] = True
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.partial.rename(self.path)
-        return PatchStore(self.path)
+        """Let the store count, in place of an older one, and open it."""
+        self._place.finish(self.partial)
+        return PatchStore(self._place.address)
 
 
 class PatchStore:
-    """Read view of a finished store."""
+    """Read view of a finished store, in a folder or at an fsspec address."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            raise StoreError(f"there is no store of patches at {path}", "run: dopfast extract")
-        attributes = _read_attributes(path)
+    def __init__(self, address: Path | str) -> None:
+        self.path, self._place = address, Place(address)
+        if not self._place.exists():
+            raise StoreError(f"there is no store of patches at {address}", "run: dopfast extract")
+        attributes = _read_attributes(self._place)
+        if not attributes:
+            raise StoreError(f"{address} is not a Zarr store", AGAIN)
         if attributes.get("schema") != SCHEMA or attributes.get("version") != VERSION:
             found = f"{attributes.get('schema')} version {attributes.get('version')}"
             raise StoreError(
-                f"{path} is {found}, this dopfast reads {SCHEMA} version {VERSION}",
-                "rebuild it: dopfast extract --force",
+                f"{address} is {found}, this dopfast reads {SCHEMA} version {VERSION}", AGAIN
             )
         if not attributes.get("finished"):
-            raise StoreError(f"{path} is unfinished", "rebuild it: dopfast extract --force")
+            raise StoreError(f"{address} is unfinished", AGAIN)
         made = attributes["header"]
         self.header = Header(
             **{**made, "classes": tuple(made["classes"]), "canvas": tuple(made["canvas"])}
         )
 
-    def _group(self, name: str) -> zarr.Group:
-        return zarr.open_group(self.path / name, mode="r")
-
     def concepts(self, class_id: int) -> ClassConcepts:
         """Return one class's segments and concepts."""
-        name = f"classes/{class_id}"
-        if not (self.path / name).is_dir():
-            raise StoreError(
-                f"{self.path} has no class {class_id}", "rebuild it: dopfast extract --force"
-            )
-        column = {key: np.asarray(values[:]) for key, values in self._group(name).arrays()}
+        if not 0 <= class_id < len(self.header.classes):
+            raise StoreError(f"{self.path} has no class {class_id}", AGAIN)
+        place = self._place / f"classes/{class_id}"
+        with _reading(place, AGAIN):
+            column = place.read(COLUMNS)
         segments = Segments(
             **{key: column[key] for key in SEGMENT_COLUMNS}, canvas=self.header.canvas
         )
@@ -134,12 +150,39 @@ class PatchStore:
         )
         return ClassConcepts(class_id, segments, concepts)
 
+    def sources(self, found: ClassConcepts) -> Load | None:
+        """Return what loads the class's images where its concepts lie, 0 elsewhere.
+
+        It decodes no image. None where the pixels are not stored.
+        """
+        place = self._place / f"classes/{found.class_id}"
+        with _reading(place, AGAIN):
+            if not (place / "colours").exists():
+                return None
+            colours = place.read(("colours",))["colours"]
+        segments = _members(found)
+        owner, flat = _spots(segments)
+
+        def load(index: Array) -> Array:
+            slots = {int(image): slot for slot, image in enumerate(index)}
+            slot = np.array([slots.get(int(image), -1) for image in segments.image])[owner]
+            pixels = np.zeros((len(index), *self.header.canvas, 3), np.uint8)
+            asked = slot >= 0
+            pixels.reshape(len(index), -1, 3)[slot[asked], flat[asked]] = colours[asked]
+            return pixels
+
+        return load
+
     @property
     def stitching(self) -> dict[str, Any] | None:
         """Return the settings of the stitched patches, or None where there are none."""
-        if not (self.path / "stitched").is_dir():
-            return None
-        return dict(self._group("stitched").attrs)
+        with _reading(self._stitched, STITCH_AGAIN):
+            attributes = self._stitched.attributes()
+        return attributes if attributes.pop("finished", False) else None
+
+    @property
+    def _stitched(self) -> Place:
+        return self._place / "stitched"
 
     def stitched(self, index: Array | None = None) -> Patches:
         """Return the stitched patches at `index` int[k], or all of them."""
@@ -147,48 +190,99 @@ class PatchStore:
             raise StoreError(
                 f"{self.path} has no stitched patches", "run: dopfast stitch --sigma 0.75"
             )
-        group = self._group("stitched")
-        pick = {key: _take(values, index) for key, values in group.arrays()}
+        with _reading(self._stitched, STITCH_AGAIN):
+            pick = {key: _take(values, index) for key, values in self._stitched.group().arrays()}
         height, width = self.header.canvas
         valid = np.unpackbits(pick["valid"], axis=1, count=height * width)
-        return Patches(
-            pick["pixels"],
-            valid.reshape(-1, height, width).view(np.bool_),
-            pick["label"],
-            pick["reached"],
-        )
+        pick["valid"] = valid.reshape(-1, height, width).view(np.bool_)
+        return Patches(**pick)
 
     def coverage(self) -> NDArray[np.float64]:
         """Return every stitched patch's share of valid pixels r, Eq. 6, reading no pixels."""
-        bits = np.asarray(self._group("stitched")["valid"][:])  # type: ignore[index]
         height, width = self.header.canvas
-        valid: NDArray[np.int64] = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
-        return valid / (height * width)
+        with _reading(self._stitched, STITCH_AGAIN):
+            bits: Any = self._stitched.group()["valid"]
+            rows = range(0, bits.shape[0], 16 * SHARD)  # not at once: memory stays the same
+            counts = [np.bitwise_count(bits[i : i + rows.step]).sum(axis=1) for i in rows]
+        return np.concatenate(counts) / (height * width)
+
+    def visible(self) -> NDArray[np.float64]:
+        """Return the mean share of stitched patches that shows each concept, best first.
+
+        float64[k]; for each rank the mean over the classes that have such a concept.
+        """
+        with _reading(self._stitched, STITCH_AGAIN):
+            visible = self._stitched.read(("visible",))["visible"]
+        shares: NDArray[np.float64] = np.nanmean(visible, axis=0, dtype=np.float64)
+        return shares
 
     def write_stitched(self, parts: Iterable[Patches], total: int, about: dict[str, Any]) -> None:
         """Store `total` stitched patches, handed over class by class, in place of older ones."""
-        final = self.path / "stitched"
-        partial = self.path / "stitched.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        group = zarr.open_group(partial, mode="w", zarr_format=3)
+        begun = self._stitched.begin()
+        begun.remove()
+        group = begun.group("a")
         arrays = _stitched_arrays(group, total, self.header.canvas)
-        label, reached = np.zeros(total, np.int64), np.zeros(total, np.bool_)
+        small: list[Patches] = []
         start = 0
         for part in _whole_shards(parts):
             rows = slice(start, start + len(part))
             arrays["pixels"][rows] = part.pixels
             arrays["valid"][rows] = np.packbits(part.valid.reshape(len(part), -1), axis=1)
-            label[rows], reached[rows] = part.label, part.reached
+            # copies: an empty view would keep all pixels in memory
+            small.append(replace(part, pixels=part.pixels[:0].copy(), valid=part.valid[:0].copy()))
             start += len(part)
-        arrays["label"][:], arrays["reached"][:] = label, reached
+        joined = _joined(small)
+        for name in ("label", "reached", "visible"):
+            values = getattr(joined, name)
+            if values is not None:
+                group.create_array(name, data=values, compressors=CODEC)
         group.attrs.update(about)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        self._stitched.finish(begun)
+
+
+def _members(found: ClassConcepts) -> Segments:
+    """Return all segments of the class's concepts, in ascending order."""
+    none = np.empty(0, np.int32)
+    members = np.concatenate([none, *(concept.members for concept in found.concepts)])
+    return found.segments.select(np.unique(members))
+
+
+def _colours(found: ClassConcepts, load: Load) -> Array:
+    segments = _members(found)
+    images, image = np.unique(segments.image, return_inverse=True)
+    owner, flat = _spots(segments)
+    sources = load(images).reshape(len(images), -1, 3)
+    return np.asarray(sources[image[owner], flat])
+
+
+def _spots(segments: Segments) -> tuple[Array, Array]:
+    """Return each pixel's segment and its place on the flat canvas, one segment after the other."""
+    owner = np.repeat(np.arange(len(segments)), segments.area)
+    bit = np.flatnonzero(np.unpackbits(segments.bits)) - 8 * segments.offset[owner]
+    top, left, _, right = segments.box.astype(np.int64).T
+    row, column = np.divmod(bit, (right - left)[owner])
+    return owner, (top[owner] + row) * segments.canvas[1] + left[owner] + column
+
+
+def exists(address: Path | str) -> bool:
+    """Return whether a store is at the address, or something else, but no unfinished store."""
+    place = Place(address)
+    known = _known(place)
+    return place.exists() and (not known or bool(known.get("finished")))
+
+
+@contextmanager
+def _reading(place: Place, hint: str) -> Iterator[None]:
+    """Turn what damage makes Zarr raise into StoreError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StoreError(f"{place} is damaged: {error}", hint) from error
 
 
 def _take(values: "zarr.Array[Any]", index: Array | None) -> Array:
     """Return rows of an array; one by one, since Zarr's own way takes several times as long."""
-    if index is None or values.ndim == 1:
+    if index is None or values.ndim == 1 or values.nchunks == 1:
         whole = np.asarray(values[:])
         return whole if index is None else whole[index]
     taken = np.empty((len(index), *values.shape[1:]), values.dtype)
@@ -217,12 +311,26 @@ def _joined(parts: list[Patches]) -> Patches:
         np.concatenate([part.valid for part in parts]),
         np.concatenate([part.label for part in parts]),
         np.concatenate([part.reached for part in parts]),
+        _side_by_side([part.visible for part in parts if part.visible is not None]),
     )
+
+
+def _side_by_side(parts: list[Array]) -> Array | None:
+    """Return tables one below the other, with NaN where one has fewer columns."""
+    width = max((part.shape[1] for part in parts), default=0)
+    wide = [
+        np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) for part in parts
+    ]
+    return np.concatenate(wide) if wide else None
 
 
 def _rows(patches: Patches, rows: slice) -> Patches:
     return Patches(
-        patches.pixels[rows], patches.valid[rows], patches.label[rows], patches.reached[rows]
+        patches.pixels[rows],
+        patches.valid[rows],
+        patches.label[rows],
+        patches.reached[rows],
+        None if patches.visible is None else patches.visible[rows],
     )
 
 
@@ -241,8 +349,6 @@ def _stitched_arrays(
         "valid": group.create_array(
             "valid", shape=(total, packed), dtype=np.uint8, chunks=(rows, packed), **how
         ),
-        "label": group.create_array("label", shape=(total,), dtype=np.int64),
-        "reached": group.create_array("reached", shape=(total,), dtype=np.bool_),
     }  # fmt: skip
 
 
@@ -251,17 +357,15 @@ def _attributes(header: Header) -> dict[str, Any]:
     return {"schema": SCHEMA, "version": VERSION, "dopfast": __version__, "header": made}
 
 
-def _read_attributes(path: Path) -> dict[str, Any]:
-    try:
-        return dict(zarr.open_group(path, mode="r").attrs)
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise StoreError(
-            f"{path} is not a Zarr store: {error}", "rebuild it: dopfast extract --force"
-        ) from error
+def _read_attributes(place: Place) -> dict[str, Any]:
+    with _reading(place, AGAIN):
+        return place.attributes()
 
 
-def _same(partial: Path, attributes: dict[str, Any]) -> bool:
+def _known(place: Place) -> dict[str, Any]:
+    """Return the attributes of a store, finished or not; none where there is no such thing."""
     try:
-        return _read_attributes(partial) == attributes
+        found = _read_attributes(place)
     except StoreError:
-        return False
+        return {}
+    return found if found.get("schema") == SCHEMA else {}

@@ -102,12 +102,15 @@ class Patches:
 
     `pixels` uint8[n h w 3], the fill value where `valid` bool[n h w] is false; `label` int64[n];
     `reached` bool[n]: whether the coverage asked for was reached (always true for DOP patches).
+    `visible` float32[n k], of stitched ones: the share of pixels that each concept is seen in,
+    the most important one first, NaN where the class has fewer.
     """
 
     pixels: Array
     valid: Array
     label: Array
     reached: Array
+    visible: Array | None = None
 
     def __len__(self) -> int:
         return len(self.label)

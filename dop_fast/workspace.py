@@ -1,4 +1,4 @@
-"""A workspace: one folder with dopfast.toml, patches.zarr, masks/ and runs/.
+"""A workspace: one folder with dopfast.toml, masks/, runs/ and, unless it says where, patches.zarr.
 
 Every file name of the workspace stands here and nowhere else.
 """
@@ -19,11 +19,13 @@ from dop_fast.config import (
     StitchConfig,
     TeacherConfig,
     TrainConfig,
+    is_remote,
     span,
 )
 from dop_fast.errors import ConfigError
 
 TOML = "dopfast.toml"
+STORE = "patches.zarr"
 STAGES: dict[str, type[StageConfig]] = {
     "extract": ExtractConfig,
     "stitch": StitchConfig,
@@ -43,11 +45,12 @@ class Workspace:
     teacher: TeacherConfig
     model: ModelConfig
     stages: Mapping[str, Mapping[str, Any]]
+    store: str = STORE
 
     @property
-    def patches(self) -> Path:
-        """The store that `extract` makes."""
-        return self.root / "patches.zarr"
+    def patches(self) -> Path | str:
+        """The store that `extract` makes: a path, or an fsspec address as it is."""
+        return self.store if is_remote(self.store) else self.resolve(self.store)
 
     @property
     def masks(self) -> Path:
@@ -89,6 +92,11 @@ def load(root: Path) -> Workspace:
     seed = content.pop("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"seed must be a whole number, got {seed!r}", f"mend it in {path}")
+    store = content.pop("store", STORE)
+    if not isinstance(store, str) or not store:
+        raise ConfigError(
+            f"store must be a path or an address, got {store!r}", f"mend it in {path}"
+        )
     sections: dict[str, type[StageConfig]] = {
         "data": DataConfig,
         "teacher": TeacherConfig,
@@ -99,7 +107,7 @@ def load(root: Path) -> Workspace:
         if name not in sections or not isinstance(values, dict):
             raise ConfigError(
                 f"{path} has an unknown section or key: {name}",
-                f"known: seed, {', '.join(f'[{section}]' for section in sections)}",
+                f"known: seed, store, {', '.join(f'[{section}]' for section in sections)}",
             )
         sections[name].from_dict(values, name)  # refuses unknown keys and wrong values now
     return Workspace(
@@ -109,6 +117,7 @@ def load(root: Path) -> Workspace:
         TeacherConfig.from_dict(content.get("teacher", {}), "teacher"),
         ModelConfig.from_dict(content.get("model", {}), "model"),
         {name: content.get(name, {}) for name in STAGES},
+        store,
     )
 
 
@@ -116,6 +125,8 @@ def create(workspace: Workspace) -> Path:
     """Write dopfast.toml with every key and its meaning; keys not set stand as comments."""
     lines = ["# Settings of a dopfast workspace. Flag > environment > this file > default.", ""]
     lines += ["# every random stream follows from this number", f"seed = {workspace.seed}"]
+    lines += ["# patches: a folder of their own, or an fsspec address such as s3://bucket/x.zarr"]
+    lines += [f"store = {_toml(workspace.store)}"]
     for name, config in (
         ("data", workspace.data),
         ("teacher", workspace.teacher),

@@ -11,6 +11,7 @@ from torch import nn
 from dop_fast import masks, models, pipeline, runs, workspace
 from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TeacherConfig, TrainConfig
 from dop_fast.errors import ConfigError, DataError, ModelError, StoreError
+from dop_fast.patches.stitching import stitch_class
 from dop_fast.stores import PatchStore
 from dop_fast.workspace import Workspace
 
@@ -139,6 +140,25 @@ def test_a_full_target_is_refused_and_kept(space: Workspace) -> None:
     with pytest.raises(StoreError, match="other settings"):
         pipeline.prune(space, dataclasses.replace(config, sparsity=0.6), 0, CPU, name="mine")
     assert masks.load(space.masks / "mine.safetensors").sparsity == pytest.approx(0.5, abs=1e-5)
+
+
+def test_stored_pixels_stitch_as_the_images_do(done: Workspace) -> None:
+    store, (train, _) = PatchStore(done.patches), pipeline.open_data(done)
+    found = store.concepts(1)
+    stored = store.stitched(np.arange(STITCH.per_class, 2 * STITCH.per_class))
+    decoded = stitch_class(found, train.load, STITCH, store.header.fill, 0)
+    np.testing.assert_array_equal(decoded.pixels, stored.pixels)
+    assert store.sources(found) is not None
+
+
+def test_the_job_runs_with_its_store_at_an_address(space: Workspace) -> None:
+    remote = dataclasses.replace(space, store="memory://bucket/job.zarr")
+    pipeline.extract(remote, EXTRACT, 0, CPU)
+    made = pipeline.stitch(remote, STITCH, 0)
+    here = PatchStore(space.patches).stitched()
+    np.testing.assert_array_equal(made.store.stitched().pixels, here.pixels)
+    assert made.visible == pytest.approx(np.nanmean(here.visible, axis=0).tolist())
+    pipeline.prune(remote, PruneConfig(per_class=4), 0, CPU, force=True)
 
 
 def test_stitching_before_extracting_names_the_command(tmp_path: Path, tiny_images: Path) -> None:

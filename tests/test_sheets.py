@@ -1,5 +1,6 @@
 """Contact sheets hold the pixels of the right segment at the right place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_stitched_patches_stand_in_a_row_for_each_class() -> None:
     assert sheet.size == (LEFT + 3 * STEP - tiles.GAP + sheets.MARGIN, TOP + rows)
     shown = np.asarray(sheet)[TOP + SIDE // 2 :: SIDE + sheets.MARGIN, LEFT + SIDE // 2 :: STEP, 0]
     assert shown[:2, :3].tolist() == [[0, 40, 255], [20, 60, 80]]
+
+
+def test_what_is_seen_of_each_concept_stands_beside_the_patches() -> None:
+    pixels = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    plain = Patches(pixels, np.ones((2, SIZE, SIZE), np.bool_), np.zeros(2, int), np.ones(2, bool))
+    seen = replace(plain, visible=np.array([[0.4, 0.1], [0.2, 0.3]], np.float32))
+    without, beside = (np.asarray(sheets.stitched(each, ("a",))) for each in (plain, seen))
+    changed = np.argwhere((without != beside).any(-1))
+    assert changed[:, 1].max() < LEFT and changed[:, 0].min() >= TOP + 3 * 17
+    assert sheets.seen(seen.visible) == ["seen, best first, in", "%: 30 20"]
 
 
 def test_boundaries_lie_where_labels_change_and_nowhere_else() -> None:

@@ -251,16 +251,32 @@ def test_a_class_without_concepts_says_what_to_do() -> None:
     assert "dopfast extract" in caught.value.hint
 
 
-def test_only_images_with_a_segment_of_a_concept_are_loaded_and_once() -> None:
+@pytest.mark.parametrize("order", ["round", "importance"])
+def test_the_share_of_each_concept_is_what_the_pixels_show(order: str) -> None:
+    found = class_of(blotches((40, 40), 5, 12), (9, 4, 7), class_id=1)
+    patches = stitch(found, sigma=0.8, per_class=6, order=order)
+    assert patches.visible is not None
+    colour = patches.pixels[..., 0]
+    expected = [np.isin(colour, c.members).mean(axis=(1, 2)) for c in found.concepts]
+    np.testing.assert_allclose(patches.visible, np.stack(expected, axis=1), atol=1e-6)
+
+
+def test_only_images_that_are_seen_are_loaded_and_once() -> None:
     found = class_of(blotches((16, 16), 3, 10), (4, 3))
+    covers_all = class_of(np.zeros((8, 16, 16), np.int64), (4, 3))
+    for each, patches in ((found, 10), (covers_all, 2)):
+        _only_seen_images_are_loaded(each, patches)
+
+
+def _only_seen_images_are_loaded(found: ClassConcepts, count: int) -> None:
     asked: list[int] = []
 
     def load(index: Array) -> Array:
         asked.extend(index)
         return load_for((16, 16))(index)
 
-    stitch_class(found, load, StitchConfig(), FILL, 0)
-    assert sorted(asked) == sorted(np.concatenate([c.members for c in found.concepts]))
+    patches = stitch_class(found, load, StitchConfig(per_class=count), FILL, 0)
+    assert sorted(asked) == sorted(set(np.unique(patches.pixels)) - {FILL})
 
 
 @pytest.mark.parametrize(

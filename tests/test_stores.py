@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 import zarr
 
 from dop_fast.errors import StoreError
-from dop_fast.stores import Header, PatchStore, PatchWriter
+from dop_fast.stores import Header, PatchStore, PatchWriter, exists
 from dop_fast.types import ClassConcepts, Concept, Patches, Segments
 
 HEADER = Header(("cat", "dog"), (9, 7), 117, "data", "teacher", "layer4", {"seed": 0})
@@ -92,8 +94,7 @@ def test_an_interrupted_extraction_goes_on_with_the_class_it_lacks(tmp_path: Pat
 def test_a_class_written_in_part_does_not_count(tmp_path: Path) -> None:
     writer = PatchWriter(tmp_path / "patches.zarr", HEADER)
     writer.write(one_class(0))
-    group = zarr.open_group(writer.partial / "classes" / "0")
-    group.attrs["finished"] = False
+    (writer.partial / "classes/0").group("a").attrs["finished"] = False
     assert not PatchWriter(tmp_path / "patches.zarr", HEADER).done(0)
 
 
@@ -141,6 +142,92 @@ def test_a_failed_stitching_leaves_the_older_patches(tmp_path: Path) -> None:
         store.write_stitched(broken(), 4, {"sigma": 0.9})
     assert PatchStore(store.path).stitching == {"sigma": 0.5}
     assert len(store.stitched()) == 3
+
+
+def test_an_extraction_stopped_before_its_last_rename_goes_on(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    Path(store.path).rename(tmp_path / "patches.zarr.partial")
+    again = PatchWriter(tmp_path / "patches.zarr", HEADER)
+    assert again.done(0) and again.done(1)
+    assert again.finish().header == HEADER
+
+
+def test_shares_of_classes_with_fewer_concepts_are_left_out_of_the_mean(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    parts = [
+        replace(some_patches(3), visible=np.full((3, 2), 0.4, np.float32)),
+        replace(some_patches(3), visible=np.full((3, 1), 0.2, np.float32)),
+    ]
+    store.write_stitched(parts, 6, {})
+    np.testing.assert_allclose(store.visible(), [0.3, 0.4])
+    np.testing.assert_allclose(store.stitched(np.array([5, 0])).visible, [[0.2, np.nan], [0.4] * 2])
+
+
+@pytest.mark.parametrize("name", ["stitched/pixels", "stitched/label", "classes/0/bits"])
+def test_a_flipped_bit_is_found_on_reading(tmp_path: Path, name: str) -> None:
+    store = made(tmp_path)
+    store.write_stitched([some_patches(5)], 5, {})
+    (chunk,) = (
+        path for path in (tmp_path / "patches.zarr" / name / "c").rglob("*") if path.is_file()
+    )
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 3] ^= 4
+    chunk.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged") as caught:
+        store.concepts(0) if name.startswith("classes") else store.stitched(np.array([0, 4]))
+    assert "--force" in caught.value.hint
+
+
+def test_an_address_holds_what_a_folder_does() -> None:
+    address = "memory://bucket/patches.zarr"
+    writer = PatchWriter(address, HEADER)
+    writer.write(one_class(0))
+    with pytest.raises(StoreError, match="unfinished"):
+        PatchStore(address)
+    assert not exists(address)
+    again = PatchWriter(address, HEADER)
+    assert again.done(0) and not again.done(1)
+    again.write(ClassConcepts(1, segments([], []), ()))
+    store = again.finish()
+    assert exists(address)
+    np.testing.assert_array_equal(store.concepts(0).segments.bits, one_class(0).segments.bits)
+    assert store.stitching is None
+    for count in (3, 2):  # the second in place of the first
+        store.write_stitched([some_patches(count)], count, {"sigma": 0.5})
+        got = PatchStore(address)
+        assert got.stitching == {"sigma": 0.5}
+        np.testing.assert_array_equal(got.stitched().pixels, some_patches(count).pixels)
+    assert not PatchWriter(address, HEADER).done(0)  # made anew, as a finished folder is
+
+
+def test_a_stitching_at_an_address_does_not_count_until_it_is_whole() -> None:
+    address = "memory://bucket/half.zarr"
+    store = PatchWriter(address, HEADER).finish()
+    store.write_stitched([some_patches(3)], 3, {"sigma": 0.5})
+
+    def broken() -> Iterator[Patches]:
+        yield some_patches(64)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        store.write_stitched(broken(), 70, {"sigma": 0.9})
+    assert store.stitching is None
+
+
+def test_an_address_that_cannot_be_opened_says_what_is_missing() -> None:
+    with pytest.raises(StoreError, match="Protocol not known") as caught:
+        PatchStore("nowhere://bucket/patches.zarr")
+    assert "fsspec" in caught.value.hint
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_no_store_is_not_replaced(tmp_path: Path, remote: bool) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("you")
+    address = f"file://{tmp_path}/letters" if remote else tmp_path / "letters"
+    with pytest.raises(StoreError, match="holds something else"):
+        PatchWriter(address, HEADER)
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "you"
 
 
 @pytest.mark.parametrize("change", [{"version": 99}, {"schema": "other"}, {"finished": False}])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_any_path_survives_the_file(tmp_path_factory: pytest.TempPathFactory, pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("store = 3", "store must be a path or an address"),
         ("seed = 'x'", "seed must be a whole number"),
         ("[stich]\nsigma = 0.5", "unknown section or key: stich"),
         ("[stitch]\nsigm = 0.5", "unknown key: sigm"),
@@ -62,6 +64,13 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, text: str, messa
     (tmp_path / workspace.TOML).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         workspace.load(tmp_path)
+
+
+def test_the_store_is_a_path_seen_from_the_workspace_or_an_address(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    assert workspace.load(tmp_path).patches == tmp_path / "patches.zarr"
+    workspace.create(replace(made, store="s3://bucket/x.zarr"))
+    assert workspace.load(tmp_path).patches == "s3://bucket/x.zarr"
 
 
 def test_outside_a_workspace_the_hint_says_how_to_make_one(tmp_path: Path) -> None:

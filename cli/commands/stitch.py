@@ -18,11 +18,15 @@ def stitch(call: Call, config: StitchConfig) -> Outcome:
         (name, config.per_class, f"{share:.3f}", made.short.get(name, 0))
         for name, share in made.coverage.items()
     ]
+    seen = " ".join(f"{share:.3f}" for share in made.visible)
     return Outcome(
-        result={"coverage": made.coverage, "short": made.short},
-        lines=table(("class", "patches", "coverage", "below sigma"), rows),
+        result={"coverage": made.coverage, "short": made.short, "visible": made.visible},
+        lines=(
+            *table(("class", "patches", "coverage", "below sigma"), rows),
+            f"share of a patch that shows each concept, most important first: {seen}",
+        ),
         read=(str(made.store.path),),
-        wrote=(str(made.store.path / "stitched"),),
+        wrote=(f"{made.store.path}/stitched",),
         warnings=tuple(
             f"{count} of {config.per_class} patches of {name} do not reach sigma {config.sigma:g}: "
             "its segments cover too little"

@@ -1,8 +1,7 @@
 """Discriminative image patches (section 3.2): one segment of a concept, in place, on the fill."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +9,8 @@ from numpy.typing import NDArray
 from dop_fast.errors import DataError
 from dop_fast.kernels import paste
 from dop_fast.seeding import stream
+from dop_fast.stores import Load
 from dop_fast.types import Array, ClassConcepts, Patches, Segments
-
-Load: TypeAlias = Callable[[Array], Array]
-"""From indices int[k] into the image set to pixels uint8[k h w 3], as `ImageSet.load`."""
 
 
 def choose(found: ClassConcepts, count: int, seed: int) -> NDArray[np.int64]:

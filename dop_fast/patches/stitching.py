@@ -1,27 +1,50 @@
 """Super Stitching: segments of all concepts of a class on one image (section 3.3, Algorithm 2)."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from dop_fast.config import StitchConfig
 from dop_fast.errors import StoreError
 from dop_fast.images import ImageSet
 from dop_fast.kernels import paste
-from dop_fast.patches.dop import Load, with_sources
+from dop_fast.patches.dop import with_sources
 from dop_fast.seeding import stream
-from dop_fast.stores import PatchStore
+from dop_fast.stores import Load, PatchStore
 from dop_fast.types import Array, ClassConcepts, Patches
 
 
 def stitch_all(
     store: PatchStore, images: ImageSet, config: StitchConfig, seed: int
 ) -> Iterator[Patches]:
-    """Yield the stitched patches of one class after the other; `images` as extracted from."""
-    for class_id in range(len(store.header.classes)):
+    """Yield the stitched patches of one class after the other; `images` as extracted from.
+
+    As many classes as torch may use threads are read and stitched at the same time.
+    Images are decoded only where the store lacks their pixels.
+    """
+
+    def made(class_id: int) -> Patches:
         found = store.concepts(class_id)
-        yield stitch_class(found, images.load, config, store.header.fill, seed)
+        load = store.sources(found) or images.load
+        return stitch_class(found, load, config, store.header.fill, seed)
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting: deque[Future[Patches]] = deque()
+        for class_id in range(len(store.header.classes)):
+            waiting.append(pool.submit(made, class_id))
+            if len(waiting) > threads:  # one more than work, for the reader takes its time
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def stitch_class(
@@ -40,7 +63,8 @@ def stitch_class(
     those of the least important concept first.
 
     Depends on the seed, the class and its concepts alone, and fewer patches are the first of
-    more. StoreError where the class has no concept.
+    more. Only images that something is seen of are loaded. StoreError where the class has no
+    concept.
     """
     lists = [concept.members for concept in reversed(found.concepts) if len(concept.members)]
     if not lists:
@@ -48,7 +72,7 @@ def stitch_class(
             f"class {found.class_id} has no concept to stitch",
             "look for smaller ones: dopfast extract --min-members 5 --force",
         )
-    segments, sources = with_sources(found.segments.select(np.concatenate(lists)), load)
+    segments = found.segments.select(np.concatenate(lists))
     queue = _queue([len(members) for members in lists], config.per_class, found.class_id, seed)
     ends = paste.cover(segments, queue, config.sigma, config.per_class)
     rounds = [queue[start:end] for start, end in pairwise([0, *ends])]
@@ -56,11 +80,27 @@ def stitch_class(
         rounds = [popped.T for popped in rounds]
     placements = np.concatenate([popped.ravel() for popped in rounds])
     starts = np.array([0, *ends]) * len(lists)
-    pixels, valid = paste.paint(segments, sources, placements, starts, fill)
+    seen = paste.visible(segments, placements, starts)
+    kept = np.flatnonzero(seen)
+    used, shown = np.unique(placements[kept], return_inverse=True)
+    drawn, sources = with_sources(segments.select(used), load)
+    pixels, valid = paste.paint(drawn, sources, shown, np.searchsorted(kept, starts), fill)
+    rank = np.repeat(np.arange(len(lists))[::-1], [len(members) for members in lists])
+    shares = _sums(seen, rank[placements], starts) / valid[0].size
     labels = np.full(len(pixels), found.class_id, np.int64)
-    patches = Patches(pixels, valid, labels, np.ones(len(pixels), np.bool_))
+    patches = Patches(
+        pixels, valid, labels, np.ones(len(pixels), np.bool_), shares.astype(np.float32)
+    )
     patches.reached[:] = patches.coverage >= config.sigma
     return patches
+
+
+def _sums(values: Array, rank: Array, starts: Array) -> NDArray[np.float64]:
+    """Add values from each start to the next up, by rank; float64[starts - 1, ranks]."""
+    patch = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    shape = (len(starts) - 1, rank.max() + 1)
+    sums = np.bincount(patch * shape[1] + rank, values, minlength=shape[0] * shape[1])
+    return np.asarray(sums.reshape(shape), np.float64)
 
 
 def _queue(sizes: list[int], patches: int, class_id: int, seed: int) -> Array:

@@ -12,7 +12,7 @@ from dop_fast.images import ImageSet, open_images
 from dop_fast.masks import MaskSet
 from dop_fast.report import facts, gallery, plots, table
 from dop_fast.runs import Run, finished_runs
-from dop_fast.stores import PatchStore
+from dop_fast.stores import PatchStore, exists
 from dop_fast.workspace import Workspace
 
 __all__ = ["build", "write"]
@@ -23,7 +23,7 @@ def write(workspace: Workspace) -> Path:
 
     Where the images are gone, the page is made without their pictures.
     """
-    store = PatchStore(workspace.patches) if workspace.patches.exists() else None
+    store = PatchStore(workspace.patches) if exists(workspace.patches) else None
     found = {path.stem: masks.load(path) for path in sorted(workspace.masks.glob("*.safetensors"))}
     try:
         train, _ = open_images(workspace.data, workspace.root, workspace.seed)

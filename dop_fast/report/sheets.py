@@ -1,6 +1,7 @@
 """Contact sheets for looking at a store without a browser: plain RGB images."""
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,9 +45,9 @@ def show(workspace: Workspace, what: str, class_name: str, number: int) -> Image
         raise StoreError(f"{store.path} is of other images", "run: dopfast extract --force")
     if what == "concepts":
         return concepts(store, class_id, train)
-    count = store.stitching["per_class"] if store.stitching else 0
-    rows = class_id * count + np.arange(count)
-    return stitched(store.stitched(rows), train.classes)
+    about = store.stitching or {"per_class": 0, "order": ""}
+    rows = class_id * about["per_class"] + np.arange(about["per_class"])
+    return stitched(store.stitched(rows), train.classes, about["order"])
 
 
 def _class_id(classes: Sequence[str], name: str) -> int:
@@ -79,8 +80,11 @@ def concepts(store: PatchStore, class_id: int, sources: ImageSet) -> Image.Image
     return _sheet(f"{header.classes[class_id]}: {len(found.segments)} segments", rows)
 
 
-def stitched(patches: Patches, classes: Sequence[str]) -> Image.Image:
-    """Return stitched patches, a row for each class that has any, with their coverage r."""
+def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image.Image:
+    """Return stitched patches, a row for each class that has any, with their coverage r.
+
+    And with the share of the pixels that each concept is seen in, the most important one first.
+    """
     rows = []
     for label in np.unique(patches.label):
         of_class = np.flatnonzero(patches.label == label)
@@ -89,10 +93,19 @@ def stitched(patches: Patches, classes: Sequence[str]) -> Image.Image:
             classes[label],
             f"r {coverage.min():.2f} to {coverage.max():.2f}",
             f"{int(patches.reached[of_class].sum())} of {len(of_class)} reach sigma",
+            *(seen(patches.visible[of_class]) if patches.visible is not None else []),
         ]
         row = [tiles.fit(patches.pixels[i], FILM.side) for i in of_class]
         rows.append((text, tiles.grid([row])))
-    return _sheet("stitched patches", rows)
+    return _sheet("stitched patches" + (f", order: {order}" if order else ""), rows)
+
+
+def seen(visible: Array) -> list[str]:
+    """Return the mean share of each concept, float32[n k], in lines that fit beside a row."""
+    shares = np.nan_to_num(visible).mean(axis=0)
+    return textwrap.wrap(
+        "seen, best first, in %: " + " ".join(f"{100 * x:.0f}" for x in shares), 20
+    )
 
 
 def segments(image: Array, labels: Array, side: int = 320) -> Image.Image:

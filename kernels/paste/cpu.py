@@ -23,6 +23,16 @@ def cover(segments: Segments, queue: Array, sigma: float, count: int) -> NDArray
     return ends
 
 
+def visible(segments: Segments, placements: Array, starts: Array) -> NDArray[np.int64]:
+    """Return what `reference.visible` does."""
+    masks = _words(*_columns(segments, placements))
+    starts = _checked(starts, len(placements))
+    seen: NDArray[np.int64] = _visible(
+        masks, np.asarray(placements, np.int64), starts, segments.canvas
+    )
+    return seen
+
+
 def paint(
     segments: Segments, sources: Array, placements: Array, starts: Array, fill: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -32,19 +42,24 @@ def paint(
         raise ValueError(f"sources {sources.dtype}{sources.shape} do not fit {segments.canvas}")
     if np.any(segments.image < 0) or np.any(segments.image >= len(sources)):
         raise ValueError(f"segments of images that are not among the {len(sources)} sources")
-    if not 0 <= starts[0] <= starts[-1] <= len(placements):
-        raise ValueError(f"starts that do not fit {len(placements)} placements")
+    starts = _checked(starts, len(placements))
     shape = (len(starts) - 1, *segments.canvas)
     pixels, valid = np.full((*shape, 3), fill, np.uint8), np.zeros(shape, np.bool_)
     _paint(
         (*_runs(*columns, segments.canvas[1]), np.ascontiguousarray(segments.image, np.int32)),
         np.ascontiguousarray(sources).reshape(-1),
         np.asarray(placements, np.int64),
-        np.asarray(starts, np.int64),
+        starts,
         pixels.reshape(len(pixels), -1),
         valid.reshape(len(valid), -1),
     )
     return pixels, valid
+
+
+def _checked(starts: Array, placements: int) -> NDArray[np.int64]:
+    if not 0 <= starts[0] <= starts[-1] <= placements:
+        raise ValueError(f"starts that do not fit {placements} placements")
+    return np.asarray(starts, np.int64)
 
 
 def _columns(segments: Segments, index: Array) -> tuple[Array, Array, Array]:
@@ -161,6 +176,22 @@ def _cover(
             done, total = done + 1, np.int64(0)
             covered[:] = 0
     return ends[:done]
+
+
+@njit(cache=True, nogil=True)
+def _visible(
+    masks: tuple[Array, Array], placements: Array, starts: Array, canvas: tuple[int, int]
+) -> Array:
+    """Lay the last segment first: what it still finds free is what is seen of it."""
+    place, words = masks
+    stride = (canvas[1] + 63) >> 6
+    covered = np.zeros(canvas[0] * stride, np.uint64)
+    seen = np.zeros(len(placements), np.int64)
+    for i in range(len(starts) - 1):
+        covered[:] = 0
+        for at in range(starts[i + 1] - 1, starts[i] - 1, -1):
+            seen[at] = _add(covered, np.uint64(stride), words, place[placements[at]])
+    return seen
 
 
 @njit(cache=True, nogil=True)

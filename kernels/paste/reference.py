@@ -1,5 +1,7 @@
 """Cover and paint in plain NumPy: whole boolean arrays, overwritten one after the other."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +47,18 @@ def paint(
             canvas[mask] = sources[segments.image[index]][mask]
             painted |= mask
     return pixels, valid
+
+
+def visible(segments: Segments, placements: Array, starts: Array) -> NDArray[np.int64]:
+    """Return how many pixels of each placement are seen, int64[l], painted as by `paint`."""
+    seen = np.zeros(len(placements), np.int64)
+    for start, end in pairwise(starts):
+        covered = np.zeros(segments.canvas, np.bool_)
+        for at in range(end - 1, start - 1, -1):
+            mask = _whole(segments, placements[at])
+            seen[at] = np.count_nonzero(mask & ~covered)
+            covered |= mask
+    return seen
 
 
 def _whole(segments: Segments, index: int) -> NDArray[np.bool_]:

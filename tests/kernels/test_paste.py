@@ -1,6 +1,7 @@
 """Cover and paint against sets of pixels, for the NumPy reference and for the compiled twin."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -47,6 +48,23 @@ def scribbles(canvas: tuple[int, int], count: int, rng: np.random.Generator) -> 
             mask[top, left] = True
         masks.append(mask)
     return masks
+
+
+@twins
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_what_is_seen_of_a_segment_is_what_paint_leaves_of_it(
+    paste: ModuleType, canvas: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(canvas[0])
+    masks = scribbles(canvas, 12, rng)
+    placements, starts = rng.integers(0, 12, 40), np.array([0, 1, 1, 15, 38])
+    seen = paste.visible(pack(masks), placements, starts)
+    for start, end in pairwise(starts):
+        shown = np.full(canvas, -1)
+        for at in range(start, end):
+            shown[masks[placements[at]]] = at
+        assert seen[start:end].tolist() == [np.sum(shown == at) for at in range(start, end)]
+    assert not seen[38:].any()
 
 
 def pixels_of(mask: Array) -> set[tuple[int, int]]:
