@@ -116,3 +116,14 @@ def test_boundaries_lie_where_labels_change_and_nowhere_else() -> None:
     assert (first[:, :39] == 90).all()
     assert (first[:, 41:] == 90).all()
     assert (second == 90).all()
+
+
+def test_many_stitched_patches_go_on_in_the_next_row() -> None:
+    count = sheets.FILM.count + 1
+    patches = Patches(
+        np.zeros((count, SIZE, SIZE, 3), np.uint8), np.ones((count, SIZE, SIZE), np.bool_),
+        np.zeros(count, np.int64), np.ones(count, np.bool_),
+    )  # fmt: skip
+    sheet = np.asarray(sheets.stitched(patches, ("a",)))
+    assert not sheet[TOP + STEP : TOP + STEP + SIDE, LEFT : LEFT + SIDE].any()
+    assert sheet[TOP + STEP : TOP + STEP + SIDE, LEFT + STEP : LEFT + STEP + SIDE].all()

@@ -81,7 +81,7 @@ def concepts(store: PatchStore, class_id: int, sources: ImageSet) -> Image.Image
 
 
 def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image.Image:
-    """Return stitched patches, a row for each class that has any, with their coverage r.
+    """Return stitched patches, in rows for each class that has any, with their coverage r.
 
     And with the share of the pixels that each concept is seen in, the most important one first.
     """
@@ -96,7 +96,8 @@ def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image
             *(seen(patches.visible[of_class]) if patches.visible is not None else []),
         ]
         row = [tiles.fit(patches.pixels[i], FILM.side) for i in of_class]
-        rows.append((text, tiles.grid([row])))
+        lines = [row[i : i + FILM.count] for i in range(0, len(row), FILM.count)]
+        rows.append((text, tiles.grid(lines)))
     return _sheet("stitched patches" + (f", order: {order}" if order else ""), rows)
 
 
