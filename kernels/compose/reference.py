@@ -26,15 +26,16 @@ def stretch(sources: Array, segments: Segments, index: Array, entry: Entry) -> N
     """Return the segments at `index` int[k] before they are normalised, uint8[k size size 3].
 
     `segments.image` indexes `sources` uint8[n h w 3]. Each tight box, `fill` where it is not the
-    segment, is resized to the whole input, bicubic and antialiased, as ACE does.
+    segment, is resized to the whole input, bicubic and antialiased, as ACE does: across first,
+    then down. Pillow 13 by itself turns the order round where a tall image shrinks.
     """
     pixels = np.empty((len(index), entry.size, entry.size, 3), np.uint8)
     for view, i in zip(pixels, index, strict=True):
         top, left, bottom, right = segments.box[i]
         crop = sources[segments.image[i], top:bottom, left:right].copy()
         crop[~segments.mask(i)] = entry.fill
-        small = Image.fromarray(crop)
-        view[:] = small.resize((entry.size, entry.size), Image.Resampling.BICUBIC)
+        across = Image.fromarray(crop).resize((entry.size, len(crop)), Image.Resampling.BICUBIC)
+        view[:] = across.resize((entry.size, entry.size), Image.Resampling.BICUBIC)
     return pixels
 
 
