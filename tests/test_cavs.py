@@ -179,6 +179,7 @@ def test_the_logits_gradient_behind_a_linear_head_is_the_same_for_all_images() -
 def test_maps_are_those_before_what_follows_works_in_place() -> None:
     pixels = photos(0, 3)
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(inplace=True))
+    nn.init.constant_(model[0].bias, -1.0)
     maps = maps_of(probe_of(model, "0"), pixels[:1], pixels[1:])
     x = torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)
     assert torch.allclose(maps, model[0](x).flatten(1), atol=1e-6)

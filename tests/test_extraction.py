@@ -112,7 +112,6 @@ def on_object(train: ImageSet, segments: Segments, index: np.ndarray) -> float:
         {"gradient": "logit"},
         {"null": "random"},
         {"features": "roi"},
-        {"features": "roi", "negatives": "photos"},
         {"amp": "bf16"},
     ],
     ids=str,

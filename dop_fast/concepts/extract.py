@@ -73,7 +73,7 @@ class Extractor:
         clusters = cluster(
             seen.pooled.cpu().numpy(), segments.image, self.config, self._derive(class_id, "kmeans")
         )
-        null, against = self._background(class_id, held_out)
+        null, against = self.background(class_id, held_out)
         found = []
         for number, group in enumerate(clusters):
             seed = self._derive(class_id, "separate", number)
@@ -135,7 +135,7 @@ class Extractor:
         seen = self.features.segments(sources, segments.select(np.sort(chosen)))
         return seen.rows(np.arange(len(chosen)))
 
-    def _background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
+    def background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
         """Return the TCAV scores to beat [s], and the random sets they are taken over.
 
         For two random sets, each as likely the concept, a score above one half is as likely as

@@ -94,10 +94,13 @@ class Exact:
         return self.probe.gradients(batches, class_id, self.config.gradient).flatten(1)
 
     def _composed(self, sources: Tensor, segments: Segments, index: Array) -> Iterator[Tensor]:
-        entry = Entry(sources.shape[1], self.config.fill, self.data.mean, self.data.std)
+        """Yield batches, each in the memory of the one before."""
+        size, most = sources.shape[1], min(self.config.batch_size, len(index))
+        entry = Entry(size, self.config.fill, self.data.mean, self.data.std)
+        out = torch.empty((most, size, size, 3), dtype=self.probe.dtype, device=sources.device)
         for start in range(0, len(index), self.config.batch_size):
             part = index[start : start + self.config.batch_size]
-            yield compose(sources, segments, part, entry, self.probe.dtype)
+            yield compose(sources, segments, part, entry, out)
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,13 @@ def cells(segments: Segments, grid: tuple[int, ...]) -> NDArray[np.float32]:
     for i, (top, left, bottom, right) in enumerate(segments.box):
         mask = segments.mask(i).astype(np.float32)
         shares[i] = down[:, top:bottom] @ mask @ along[:, left:right].T
-    return (shares / segments.area[:, None, None].astype(np.float32)).reshape(len(segments), -1)
+    shares /= segments.area[:, None, None]
+    return shares.reshape(len(segments), -1)
 
 
 @lru_cache(maxsize=4)
 def _overlaps(pixels: int, cells: int) -> NDArray[np.float32]:
     """Return the share of each pixel of a line that lies in each cell, float32[cells pixels]."""
     edge, pixel = np.arange(cells + 1)[:, None] * (pixels / cells), np.arange(pixels)
-    return np.diff(np.clip(edge - pixel, 0, 1), axis=0).astype(np.float32)
+    shares: NDArray[np.float32] = np.diff(np.clip(edge - pixel, 0, 1), axis=0).astype(np.float32)
+    return shares

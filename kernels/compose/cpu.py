@@ -16,48 +16,48 @@ from dop_fast.kernels.compose.reference import Entry
 from dop_fast.kernels.compose.taps import POINT, colours, tables
 from dop_fast.types import Array, Segments
 
-STORED = {torch.float32: np.float32, torch.bfloat16: np.uint16}
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 HALF, SHIFT = np.int32(1 << (POINT - 1)), np.int32(POINT)
 
 
-def compose(
-    sources: Tensor, segments: Segments, index: Array, entry: Entry, dtype: torch.dtype
-) -> Tensor:
-    """Return what `reference.compose` does, as a tensor [k size size 3] of `dtype`."""
-    out = np.empty((len(index), entry.size, entry.size * 3), STORED[dtype])
-    index = np.asarray(index, np.int64)
+def compose(sources: Tensor, segments: Segments, entry: Entry, out: Tensor) -> None:
+    """Fill `out` [m size size 3] with what `reference.compose` makes of all segments."""
+    count = len(segments)
+    bits = out if out.dtype == torch.float32 else out.view(torch.uint16)
+    rows = bits.view(count, entry.size, entry.size * 3).numpy()
     first, weights = tables(max(segments.canvas), entry.size)
     settings = (first, weights, colours(entry.mean, entry.std), np.int32(entry.fill))
     masks = (segments.box, segments.image, segments.offset, segments.bits)
     pixels = sources.numpy()
-    parts = max(1, min(get_num_threads(), len(index)))
-    spans = [slice(*edge) for edge in pairwise([len(index) * k // parts for k in range(parts + 1)])]
+    parts = max(1, min(get_num_threads(), count))
+    edges = [count * k // parts for k in range(parts + 1)]
     if parts == 1:
-        _span(pixels, masks, index, *settings, out)
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            list(pool.map(lambda s: _span(pixels, masks, index[s], *settings, out[s]), spans))
-    shape = (len(index), entry.size, entry.size, 3)
-    return torch.from_numpy(out).view(dtype).view(shape)
+        _span(pixels, masks, 0, *settings, rows)
+        return
+    with ThreadPoolExecutor(parts) as pool:
+        list(
+            pool.map(
+                lambda e: _span(pixels, masks, e[0], *settings, rows[slice(*e)]), pairwise(edges)
+            )
+        )
 
 
 @_compiled
 def _span(
     sources: Array,
     masks: tuple[Array, Array, Array, Array],
-    index: Array,
+    start: int,
     first: Array,
     weights: Array,
     colours: Array,
     fill: int,
     out: Array,
 ) -> None:
-    """Compose consecutive segments with one set of buffers."""
+    """Compose the segments from `start` on with one set of buffers."""
     box, image, offset, bits = masks
     size = out.shape[1]
     tallest, widest = 1, 1
-    for i in index:
+    for i in range(start, start + len(out)):
         tallest = max(tallest, box[i, 2] - box[i, 0])
         widest = max(widest, box[i, 3] - box[i, 1])
     turned = np.empty((widest, 3 * tallest), np.int32)
@@ -67,8 +67,8 @@ def _span(
     scale, shift = np.empty(3 * size, np.float32), np.empty(3 * size, np.float32)
     for k in range(3 * size):
         scale[k], shift[k] = colours[0, k % 3], colours[1, k % 3]
-    for k in range(len(index)):
-        i = index[k]
+    for k in range(len(out)):
+        i = start + k
         height, width = box[i, 2] - box[i, 0], box[i, 3] - box[i, 1]
         _turn(sources[image[i]], box[i], bits[offset[i] :], fill, turned)
         for x in range(size):

@@ -9,30 +9,26 @@ from torch import Tensor
 
 from dop_fast.kernels.compose.reference import Entry
 from dop_fast.kernels.compose.taps import POINT, colours, tables
-from dop_fast.types import Array, Segments
+from dop_fast.types import Segments
 
 BLOCK = 256
 
 
-def compose(
-    sources: Tensor, segments: Segments, index: Array, entry: Entry, dtype: torch.dtype
-) -> Tensor:
-    """Return what `reference.compose` does, as a tensor [k size size 3] of `dtype`."""
-    chosen, device = segments.select(index), sources.device
+def compose(sources: Tensor, segments: Segments, entry: Entry, out: Tensor) -> None:
+    """Fill `out` [m size size 3] with what `reference.compose` makes of all segments."""
     size, (height, width) = entry.size, segments.canvas
     first, weights = tables(max(height, width), size)
     arrays = (
-        chosen.box, chosen.image, chosen.offset, chosen.bits, first, weights,
+        segments.box, segments.image, segments.offset, segments.bits, first, weights,
         colours(entry.mean, entry.std),
     )  # fmt: skip
-    out = torch.empty((len(chosen), size, size, 3), dtype=dtype, device=device)
-    if len(chosen):
-        grid = (len(chosen), triton.cdiv(size * size, BLOCK))
-        _compose[grid](
-            sources.contiguous(), *(torch.from_numpy(x).to(device) for x in arrays), out,
-            entry.fill, size, height, width, weights.shape[2], POINT, BLOCK,
-        )  # fmt: skip
-    return out
+    if not len(segments):
+        return
+    grid = (len(segments), triton.cdiv(size * size, BLOCK))
+    _compose[grid](
+        sources, *(torch.from_numpy(x).to(sources.device) for x in arrays), out,
+        entry.fill, size, height, width, weights.shape[2], POINT, BLOCK,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -7,17 +7,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from dop_fast.kernels.compose import Entry, compose, cpu, reference
+from dop_fast.kernels.compose import Entry, compose, reference
 from dop_fast.types import Array, Segments
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # a normalised pixel is the pixel
-FILL = 117
+FILL, SINGLE = 117, torch.float32
 Compose = Callable[[Array, Segments, Array, Entry], Array]
 
 
 def by_cpu(sources: Array, segments: Segments, index: Array, entry: Entry) -> Array:
-    return cpu.compose(torch.from_numpy(sources), segments, index, entry, torch.float32).numpy()
+    return by_both(sources, segments, index, entry).permute(0, 2, 3, 1).numpy()
+
+
+def by_both(
+    sources: Array, segments: Segments, index: Array, entry: Entry, dtype: torch.dtype = SINGLE
+) -> Tensor:
+    """Return what the public function does, into a buffer with room to spare."""
+    out = torch.full((len(index) + 2, entry.size, entry.size, 3), 7, dtype=dtype)
+    found = compose(torch.from_numpy(sources), segments, index, entry, out)
+    assert (out[len(index) :] == 7).all()
+    return found
 
 
 def by_gpu(sources: Array, segments: Segments, index: Array, entry: Entry) -> Array:
@@ -27,8 +38,9 @@ def by_gpu(sources: Array, segments: Segments, index: Array, entry: Entry) -> Ar
     from dop_fast.kernels.compose import gpu
 
     device = "cpu" if interpreted else "cuda"
-    on_device = torch.from_numpy(sources).to(device)
-    return gpu.compose(on_device, segments, index, entry, torch.float32).cpu().numpy()
+    out = torch.empty((len(index), entry.size, entry.size, 3), device=device)
+    gpu.compose(torch.from_numpy(sources).to(device), segments.select(index), entry, out)
+    return out.cpu().numpy()
 
 
 twins = pytest.mark.parametrize("twin", [by_cpu, by_gpu], ids=["cpu", "gpu"])
@@ -124,8 +136,8 @@ def test_what_lies_outside_the_segment_does_not_matter(twin: Compose) -> None:
 def test_bfloat16_is_the_rounded_float32() -> None:
     sources, segments = made((20, 30))
     entry, index = Entry(16, FILL, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)), np.arange(len(segments))
-    single = compose(torch.from_numpy(sources), segments, index, entry)
-    half = compose(torch.from_numpy(sources), segments, index, entry, torch.bfloat16)
+    single = by_both(sources, segments, index, entry)
+    half = by_both(sources, segments, index, entry, torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, single.bfloat16())
     assert single.shape == (len(segments), 3, 16, 16)
@@ -135,13 +147,17 @@ def test_bfloat16_is_the_rounded_float32() -> None:
 def test_no_segments_make_an_empty_batch() -> None:
     sources, segments = made((20, 30))
     entry = Entry(16, FILL, **PLAIN)
-    assert compose(torch.from_numpy(sources), segments, np.empty(0, int), entry).shape[0] == 0
+    assert len(by_both(sources, segments, np.empty(0, int), entry)) == 0
 
 
 def test_segments_that_do_not_fit_are_refused() -> None:
     sources, segments = made((20, 30))
     entry, index = Entry(16, FILL, **PLAIN), np.arange(len(segments))
     with pytest.raises(ValueError, match="sources"):
-        compose(torch.from_numpy(sources[:, :10]), segments, index, entry)
+        by_both(sources[:, :10], segments, index, entry)
     with pytest.raises(ValueError, match="do not fit"):
-        compose(torch.from_numpy(sources[:3]), segments, index, entry)
+        by_both(sources[:3], segments, index, entry)
+    with pytest.raises(ValueError, match="float64"):
+        by_both(sources, segments, index, entry, torch.float64)
+    with pytest.raises(ValueError, match="7 segments"):
+        compose(torch.from_numpy(sources), segments, index, entry, torch.empty(3, 16, 16, 3))
