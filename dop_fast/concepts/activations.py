@@ -34,7 +34,7 @@ class Probe:
         self.layer, self.device, self.amp = layer, device, amp
         model = copy.deepcopy(teacher).eval().requires_grad_(False)
         fold(model, layer)
-        self._model = model.to(device, memory_format=torch.channels_last)
+        self._model = model.to(device).to(memory_format=torch.channels_last)
 
     @property
     def dtype(self) -> torch.dtype:

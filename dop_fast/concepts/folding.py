@@ -1,5 +1,7 @@
 """Batch norms folded into the convolutions before them: fewer passes over every activation."""
 
+from typing import Any
+
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -20,7 +22,7 @@ def fold(model: nn.Module, layer: str) -> None:
     for convolution, norm in _pairs(model):
         if _within(convolution, layer) and not _within(norm, layer):
             continue  # the layer's output is that before the norm
-        parts = model.get_submodule(convolution), model.get_submodule(norm)
+        parts: list[Any] = [model.get_submodule(name) for name in (convolution, norm)]
         model.set_submodule(convolution, fuse_conv_bn_eval(*parts))
         model.set_submodule(norm, nn.Identity())
 

@@ -6,6 +6,7 @@ resizing down then takes whole rows.
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from dop_fast.kernels.compose.reference import Entry
 from dop_fast.kernels.compose.taps import POINT, colours, tables
 from dop_fast.types import Array, Segments
 
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 HALF, SHIFT = np.int32(1 << (POINT - 1)), np.int32(POINT)
 
 
@@ -26,7 +27,12 @@ def compose(sources: Tensor, segments: Segments, entry: Entry, out: Tensor) -> N
     bits = out if out.dtype == torch.float32 else out.view(torch.uint16)
     rows = bits.view(count, entry.size, entry.size * 3).numpy()
     first, weights = tables(max(segments.canvas), entry.size)
-    settings = (first, weights, colours(entry.mean, entry.std), np.int32(entry.fill))
+    settings = (
+        first,
+        weights,
+        colours(entry.mean, entry.std),
+        np.int32(entry.fill),
+    )
     masks = (segments.box, segments.image, segments.offset, segments.bits)
     pixels = sources.numpy()
     parts = max(1, min(get_num_threads(), count))
@@ -112,7 +118,7 @@ def _blend(
 
 
 @_compiled
-def _whole(total: int) -> int:
+def _whole(total: Any) -> Any:
     """Round and clip a sum to a pixel's value, as Pillow does after each of its two passes."""
     value = np.int32(np.int32(total + HALF) >> SHIFT)  # Numba's sums are of 64 bits
     return np.int32(min(max(value, np.int32(0)), np.int32(255)))

@@ -35,12 +35,13 @@ def stretch(sources: Array, segments: Segments, index: Array, entry: Entry) -> N
         crop = sources[segments.image[i], top:bottom, left:right].copy()
         crop[~segments.mask(i)] = entry.fill
         across = Image.fromarray(crop).resize((entry.size, len(crop)), Image.Resampling.BICUBIC)
-        view[:] = across.resize((entry.size, entry.size), Image.Resampling.BICUBIC)
+        view[:] = np.asarray(across.resize((entry.size, entry.size), Image.Resampling.BICUBIC))
     return pixels
 
 
 def compose(sources: Array, segments: Segments, index: Array, entry: Entry) -> NDArray[np.float32]:
     """Return what `stretch` does as (pixels / 255 - mean) / std, float32[k size size 3]."""
     pixels = stretch(sources, segments, index, entry).astype(np.float32)
-    mean, std = np.float32(entry.mean), np.float32(entry.std)
-    return (pixels / np.float32(255) - mean) / std
+    mean, std = np.array([entry.mean, entry.std], np.float32)
+    normalised: NDArray[np.float32] = (pixels / np.float32(255) - mean) / std
+    return normalised
