@@ -23,7 +23,7 @@ def scene(seed: int, height: int = 240, width: int = 320) -> Scene:
     """
     rng = np.random.default_rng(seed)
     shape = (2 * height, 2 * width)
-    place = np.stack(np.indices(shape).astype(float))
+    place = np.indices(shape).astype(float)
     warped = place + np.stack([_smooth(rng, shape, 24) for _ in range(2)]) * 16
     sites = rng.uniform(0, 1, (40, 2)) * shape
     cell = np.argmin([(warped[0] - y) ** 2 + (warped[1] - x) ** 2 for y, x in sites], axis=0)

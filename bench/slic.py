@@ -9,6 +9,7 @@ import io
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def long_side(photo: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def ours(image: NDArray[np.uint8], n: int, *, coarse: bool = False) -> NDArray[Any]:
-    return slic(image[None], [n], coarse=coarse)[0, 0]
+    return np.asarray(slic(image[None], [n], coarse=coarse)[0, 0])
 
 
 def peers() -> dict[str, Method]:
@@ -112,13 +113,19 @@ def compare(
     }
     for name, method in peers().items():
         if name in goals:
-            jobs[name] = lambda method=method: [method(x, n) for x in images for n in counts]
+            jobs[name] = partial(_each, method, images, counts)
     seconds = alternate(jobs, repeats)
     cost = {name: 1e3 * min(values) / len(images) for name, values in seconds.items()}
     return [
         faster(f"{what}, {name}", cost["ours"], cost.get(name), goal)
         for name, goal in goals.items()
     ]
+
+
+def _each(method: Method, images: Photos, counts: Sequence[int]) -> None:
+    for image in images:
+        for n in counts:
+            method(image, n)
 
 
 def speed(photos: list[Image.Image], repeats: int) -> list[Row]:
@@ -155,7 +162,8 @@ def quality(scenes: list[_boundaries.Scene], where: str, counts: Sequence[int]) 
     def measured(name: str, compactness: float = 20.0) -> NDArray[np.float64]:
         def method(image: NDArray[np.uint8], n: int) -> NDArray[Any]:
             coarse = name == "coarse"
-            return slic(image[None], [n], compactness=compactness, coarse=coarse)[0, 0]
+            labels = slic(image[None], [n], compactness=compactness, coarse=coarse)
+            return np.asarray(labels[0, 0])
 
         use = _skimage if name == "scikit-image" else method
         return _boundaries.at_counts(use, scenes, counts)

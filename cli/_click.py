@@ -309,6 +309,12 @@ def failures(argv: list[str]) -> Iterator[None]:
     except DopFastError as error:
         _fail(argv, type(error).__name__, error.message, error.hint)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        if error.filename is None:  # not about a file: a bug
+            raise
+        _fail(argv, "file", f"{error.strerror}: {error.filename}",
+              "check the path, its permissions and the space left, then run it again")  # fmt: skip
+        sys.exit(1)
 
 
 def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:

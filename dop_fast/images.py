@@ -102,7 +102,7 @@ def open_images(config: DataConfig, root: Path, seed: int) -> tuple[ImageSet, Im
     else:
         near = difflib.get_close_matches(config.path, vision_sets(), 1)
         raise DataError(
-            f"there are no images at {path}" if config.path else "no images are given",
+            f"there are no images at {config.path}" if config.path else "no images are given",
             f"did you mean torchvision's {near[0]}?"
             if near
             else "give a folder of classes, a zip of one, or a data set such as CIFAR10",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dop_fast import criteria, images, masks, models, runs, training
-from dop_fast.concepts import Extractor
+from dop_fast.concepts import FEWEST_IMAGES, Extractor
 from dop_fast.config import (
     SMALL_SIDE,
     DataConfig,
@@ -85,6 +85,12 @@ def init(
         models.load_teacher(chosen, len(train.classes), root)
     write(made)
     return made, train, val
+
+
+def small_classes(train: ImageSet) -> dict[str, int]:
+    """Return the classes that are too small to extract concepts from, and their image counts."""
+    counts = {name: len(train.of_class(i)) for i, name in enumerate(train.classes)}
+    return {name: count for name, count in counts.items() if count < FEWEST_IMAGES}
 
 
 def open_data(workspace: Workspace) -> tuple[ImageSet, ImageSet]:

@@ -15,7 +15,7 @@ TINT = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

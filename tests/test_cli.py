@@ -33,12 +33,6 @@ def test_every_command_has_help_an_example_and_panels(name: str) -> None:
     assert command is not None and len((command.help or "").splitlines()[0]) < 100
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_stands_in_the_readme(name: str) -> None:
-    readme = Path(__file__).parent.parent / "README.md"
-    assert f"dopfast {name}" in readme.read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["prune", "--help"], ["prun"], ["stitch", "--sigma", "x"]],
@@ -126,3 +120,10 @@ def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     done = run("prun", cwd=tmp_path)
     assert done.returncode == 2
     assert "prune" in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, tiny_images: Path) -> None:
+    assert run("init", "--data", str(tiny_images), cwd=tmp_path).returncode == 0
+    done = run("show", "segments", "-o", "nowhere/x.png", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "nowhere/x.png" in done.stderr and "Traceback" not in done.stderr

@@ -182,6 +182,14 @@ def test_a_mask_of_another_model_is_refused(space: Workspace) -> None:
     assert not (space.runs / "x").exists()
 
 
+def test_a_class_too_small_to_extract_from_is_told_at_once(tiny_copy: Path, tmp_path: Path) -> None:
+    smallest = sorted((tiny_copy / "train").iterdir())[1]
+    for path in sorted(smallest.iterdir())[3:]:
+        path.unlink()
+    train, _ = pipeline.open_data(init(tmp_path / "space", tiny_copy))
+    assert pipeline.small_classes(train) == {smallest.name: 3}
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_class_with_too_few_images_is_named(tmp_path: Path, tiny_copy: Path, count: int) -> None:
     smallest = sorted((tiny_copy / "train").iterdir())[1]

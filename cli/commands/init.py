@@ -70,6 +70,7 @@ def init(workspace: Path, **values: Any) -> Outcome:
     The images are counted, and dopfast.toml is written with every key explained.
     """
     from dop_fast import pipeline
+    from dop_fast.concepts import FEWEST_IMAGES
 
     made, train, val = pipeline.init(workspace, **values)
     names = ", ".join(train.classes[:8]) + (", ..." if len(train.classes) > 8 else "")
@@ -78,10 +79,15 @@ def init(workspace: Path, **values: Any) -> Outcome:
         f"{len(train)} training and {len(val)} validation images at {train.size} px",
         f"teacher {made.teacher.name}, model {made.model.name}",
     )
+    few = pipeline.small_classes(train)
     return Outcome(
         result={"classes": train.classes, "train": len(train), "val": len(val), "size": train.size},
         lines=lines,
         read=(made.data.path,),
         wrote=(str(workspace / "dopfast.toml"),),
+        warnings=tuple(
+            f"class {name} has {count} training images, extraction needs {FEWEST_IMAGES}"
+            for name, count in few.items()
+        ),
         next="dopfast extract" if made.teacher.weights else "dopfast train",
     )  # fmt: skip

@@ -1,5 +1,5 @@
 """ACE: segments, activations, clusters, concept activation vectors."""
 
-from dop_fast.concepts.extract import Extractor
+from dop_fast.concepts.extract import FEWEST_IMAGES, Extractor
 
-__all__ = ["Extractor"]
+__all__ = ["FEWEST_IMAGES", "Extractor"]

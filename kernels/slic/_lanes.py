@@ -7,12 +7,17 @@ four of NEON: the same code runs on all of them.
 
 from typing import Any
 
+import numba.core.cgutils
+import numba.extending
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from dop_fast.kernels.slic.reference import FAR, TILE_HEIGHT, TILE_WIDTH
+
+# Numba's own functions carry no types
+intrinsic: Any = numba.extending.intrinsic
+cgutils: Any = numba.core.cgutils
+_tuple: Any = types.UniTuple
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _ROW = ir.VectorType(_I32, TILE_WIDTH)
@@ -134,7 +139,7 @@ def equal(typingctx: Any, labels: Any, label: Any) -> Any:
             builder, signature.return_type, [builder.bitcast(half, _I64) for half in halves]
         )
 
-    return types.UniTuple(types.uint64, 2)(types.uintp, types.int32), emit
+    return _tuple(types.uint64, 2)(types.uintp, types.int32), emit
 
 
 @intrinsic
@@ -207,7 +212,7 @@ def tally(typingctx: Any, tile: Any, labels: Any, label: Any) -> Any:
         results = [*_totals(builder, sums), _totals(builder, [columns] * 4)[0]]
         return context.make_tuple(builder, signature.return_type, results)
 
-    return types.UniTuple(types.int32, 5)(types.uintp, types.uintp, types.int32), emit
+    return _tuple(types.int32, 5)(types.uintp, types.uintp, types.int32), emit
 
 
 class _Dot:
@@ -295,7 +300,7 @@ def _totals(builder: Any, vectors: list[Any]) -> list[Any]:
         return builder.add(*halves)
 
     pairs = [fold(vectors[0], vectors[1], 16), fold(vectors[2], vectors[3], 16)]
-    quads = fold(*pairs, 8)
+    quads = fold(pairs[0], pairs[1], 8)
     quads = fold(quads, quads, 4)
     quads = fold(quads, quads, 2)
     return [builder.extract_element(quads, _I32(k)) for k in range(4)]

@@ -1,0 +1,43 @@
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from dop_fast.cli.main import COMMANDS, dopfast
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES = [
+    (page.name, line.removeprefix("$ "))
+    for page in PAGES
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    for line in block.splitlines()
+    if line.removeprefix("$ ").startswith("dopfast ")
+]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_every_command_in_the_documents_exists_with_its_options(page: str, line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
+    assert name in COMMANDS
+    command = dopfast.get_command(click.Context(dopfast), name)
+    assert command is not None
+    context = click.Context(command, info_name=name, resilient_parsing=True)
+    values, rest, _ = command.make_parser(context).parse_args(arguments)
+    assert not rest
+    for parameter in command.params:
+        if parameter.name in values:
+            parameter.type_cast_value(context, values[parameter.name])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_stands_in_the_readme(name: str) -> None:
+    assert f"dopfast {name}" in PAGES[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_document_links_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
