@@ -66,7 +66,7 @@ class Exact:
             self._composed(on_device, segments, np.arange(len(segments)))
         ):
             pooled.append(pool(activation))
-            maps = activation.flatten(1)
+            maps = flat(activation)
             fits = 2 * len(segments) * maps.shape[1] <= KEPT_BYTES
             if fits and kept is None:
                 kept = maps.new_empty((len(segments), maps.shape[1]), dtype=torch.float16)
@@ -79,19 +79,19 @@ class Exact:
             if kept is not None:
                 return kept[torch.from_numpy(index).to(kept.device)].float()
             found = self.probe.activations(self._composed(on_device, segments, index))
-            return torch.cat([maps.flatten(1) for maps in found])
+            return torch.cat([flat(maps) for maps in found])
 
         return Seen(torch.cat(pooled), rows)
 
     def photos(self, pixels: Array) -> Tensor:
         """Return whole maps."""
         batches = _entered(self.probe, self.data, self.config, pixels)
-        return torch.cat([maps.flatten(1) for maps in self.probe.activations(batches)])
+        return torch.cat([flat(maps) for maps in self.probe.activations(batches)])
 
     def gradients(self, pixels: Array, class_id: int) -> Tensor:
         """Return the gradients in whole maps."""
         batches = _entered(self.probe, self.data, self.config, pixels)
-        return self.probe.gradients(batches, class_id, self.config.gradient).flatten(1)
+        return flat(self.probe.gradients(batches, class_id, self.config.gradient))
 
     def _composed(self, sources: Tensor, segments: Segments, index: Array) -> Iterator[Tensor]:
         """Yield batches, each in the memory of the one before."""
@@ -156,6 +156,12 @@ def _entered(
     for start in range(0, len(pixels), config.batch_size):
         part = torch.from_numpy(pixels[start : start + config.batch_size]).to(probe.device)
         yield normalise(part, data.mean, data.std)
+
+
+def flat(activation: Tensor) -> Tensor:
+    """Return one row per image; channels go last, as they lie in memory."""
+    last = activation.permute(0, 2, 3, 1) if activation.dim() == 4 else activation
+    return last.flatten(1)
 
 
 def cells(segments: Segments, grid: tuple[int, ...]) -> NDArray[np.float32]:
