@@ -191,6 +191,10 @@ class ExtractConfig(StageConfig):
     random_sets: int = setting(
         20, "random sets that concepts are held against", low=2, panel="Concepts"
     )
+    features: str = setting(
+        "exact", "a forward of each segment as in ACE; roi: of the whole image, pooled under masks",
+        choices=("exact", "roi"), panel="Concepts",
+    )  # fmt: skip
     cav: str = setting(
         "ridge", "linear separator: closed-form ridge, or SGD as published",
         choices=("ridge", "sgd"), panel="Concepts",
@@ -214,6 +218,10 @@ class ExtractConfig(StageConfig):
         5, "concepts kept of each class, most important first", low=1, panel="Concepts"
     )
     batch_size: int = setting(128, "segments in one forward pass", low=1, panel="Compute")
+    amp: str = setting(
+        "auto", "autocast: bf16 where the device computes in it, off elsewhere",
+        choices=("auto", "bf16", "off"), panel="Compute",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

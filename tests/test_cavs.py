@@ -12,6 +12,7 @@ from dop_fast.concepts import cavs
 from dop_fast.concepts.activations import Probe, pool
 from dop_fast.config import DataConfig
 from dop_fast.errors import ModelError
+from dop_fast.images import normalise
 
 SETS, SIZE, WIDTH = 5, 12, 60
 PLAIN = DataConfig(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -136,9 +137,22 @@ def photos(seed: int, count: int, red: int = 0, green: int = 0) -> np.ndarray:
     return (pixels + np.array([red, green, 0])).astype(np.uint8)
 
 
+def entered(*batches: np.ndarray) -> list[torch.Tensor]:
+    """Return pixels as they enter a network."""
+    return [normalise(torch.from_numpy(pixels), PLAIN.mean, PLAIN.std) for pixels in batches]
+
+
+def probe_of(model: nn.Module, layer: str, amp: str = "off") -> Probe:
+    return Probe(model, layer, CPU, amp)
+
+
+def maps_of(probe: Probe, *batches: np.ndarray) -> torch.Tensor:
+    return torch.cat(list(probe.activations(entered(*batches)))).flatten(1)
+
+
 def test_gradient_of_log_p_is_the_head_less_its_expectation() -> None:
     model, pixels = Toy(), photos(0, 6, 100, 100)
-    found = Probe(model, "act", PLAIN, CPU).gradients([pixels[:4], pixels[4:]], 0, "logprob")
+    found = probe_of(model, "act").gradients(entered(pixels[:4], pixels[4:]), 0, "logprob")
     with torch.no_grad():
         p = model(torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)).softmax(1)
     weight = model.head.weight.detach()
@@ -148,24 +162,25 @@ def test_gradient_of_log_p_is_the_head_less_its_expectation() -> None:
 
 def test_gradient_reaches_through_what_follows_the_layer() -> None:
     model, pixels = Toy(), photos(0, 5, 70, 70)
-    found = Probe(model, "body", PLAIN, CPU).gradients([pixels], 2, "logit")
+    found = probe_of(model, "body").gradients(entered(pixels), 2, "logit")
     x = torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)
     on = (model.body(x) > 0.5).float()
     expected = on * model.head.weight[2].reshape(2, 1, 1) / 16
     assert 0 < on.mean() < 1
-    assert torch.allclose(found, expected.flatten(1))
+    assert torch.allclose(found, expected)
 
 
 def test_the_logits_gradient_behind_a_linear_head_is_the_same_for_all_images() -> None:
-    probe, pixels = Probe(Toy(), "act", PLAIN, CPU), photos(0, 6, 100, 100)
-    assert len(probe.gradients([pixels], 0, "logit").unique(dim=0)) == 1
-    assert len(probe.gradients([pixels], 0, "logprob").unique(dim=0)) == 6
+    probe, pixels = probe_of(Toy(), "act"), entered(photos(0, 6, 100, 100))
+    assert len(probe.gradients(pixels, 0, "logit").unique(dim=0)) == 1
+    assert len(probe.gradients(pixels, 0, "logprob").unique(dim=0)) == 6
 
 
 def test_maps_are_those_before_what_follows_works_in_place() -> None:
     pixels = photos(0, 3)
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(inplace=True))
-    maps = Probe(model, "0", PLAIN, CPU).maps([pixels[:1], pixels[1:]])
+    nn.init.constant_(model[0].bias, -1.0)
+    maps = maps_of(probe_of(model, "0"), pixels[:1], pixels[1:])
     x = torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)
     assert torch.allclose(maps, model[0](x).flatten(1), atol=1e-6)
     assert (maps < 0).any()
@@ -182,9 +197,9 @@ def test_pooling_takes_the_mean_over_space_or_tokens() -> None:
 def test_the_teacher_stays_as_it_is() -> None:
     model = Toy().train()
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    probe = Probe(model, "body", PLAIN, CPU)
-    probe.pooled([photos(0, 2)])
-    probe.gradients([photos(0, 2)], 0, "logprob")
+    probe = probe_of(model, "body")
+    maps_of(probe, photos(0, 2))
+    probe.gradients(entered(photos(0, 2)), 0, "logprob")
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not model.body._forward_hooks
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
@@ -204,17 +219,18 @@ def test_a_layer_without_a_tensor_is_refused() -> None:
             return self.head(self.pair(x)[0].mean(dim=(2, 3)))
 
     with pytest.raises(ModelError, match="pair"):
-        Probe(Outer(), "pair", PLAIN, CPU).pooled([photos(0, 2)])
+        maps_of(probe_of(Outer(), "pair"), photos(0, 2))
 
 
 @pytest.mark.parametrize("cav", ["ridge", "sgd"])
 def test_the_concept_that_excites_the_class_has_tcav_one(cav: str) -> None:
-    probe = Probe(Toy(), "act", PLAIN, CPU)
-    sets = torch.stack([probe.maps([photos(10 + i, SIZE)]) for i in range(SETS)])
-    against = cavs.hold(sets, probe.gradients([photos(1, 20, 100, 100)], 0, "logprob"))
-    red, _ = cavs.tcav(probe.maps([photos(2, SIZE, red=120)]), against, cav, 0)
-    green, _ = cavs.tcav(probe.maps([photos(3, SIZE, green=120)]), against, cav, 0)
-    null, _ = cavs.tcav(probe.maps([photos(4, SIZE)]), against, cav, 0)
+    probe = probe_of(Toy(), "act")
+    gradients = probe.gradients(entered(photos(1, 20, 100, 100)), 0, "logprob")
+    sets = torch.stack([maps_of(probe, photos(10 + i, SIZE)) for i in range(SETS)])
+    against = cavs.hold(sets, gradients.flatten(1))
+    red, _ = cavs.tcav(maps_of(probe, photos(2, SIZE, red=120)), against, cav, 0)
+    green, _ = cavs.tcav(maps_of(probe, photos(3, SIZE, green=120)), against, cav, 0)
+    null, _ = cavs.tcav(maps_of(probe, photos(4, SIZE)), against, cav, 0)
     assert (red == 1).all()
     assert (green < 0.2).all()
     assert cavs.p_value(red, null) < 0.01 < cavs.p_value(green, null)

@@ -105,7 +105,15 @@ def on_object(train: ImageSet, segments: Segments, index: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"cav": "sgd"}, {"negatives": "photos"}, {"gradient": "logit"}, {"null": "random"}],
+    [
+        {},
+        {"cav": "sgd"},
+        {"negatives": "photos"},
+        {"gradient": "logit"},
+        {"null": "random"},
+        {"features": "roi"},
+        {"amp": "bf16"},
+    ],
     ids=str,
 )
 def test_the_most_important_concept_is_the_object(

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from dop_fast.concepts.activations import compose
 from dop_fast.concepts.segments import collect, distinct, segment
 from dop_fast.config import SMALL_SIDE, ExtractConfig
-from dop_fast.types import Segments
 
 EVERYTHING = ExtractConfig(min_area=0, jaccard=1)
 
@@ -111,48 +109,3 @@ def test_segments_without_limits_tile_every_image() -> None:
     for image in range(3):
         areas = found.area[found.image == image]
         assert areas.sum() == 3 * 40 * 40
-
-
-def cubic(size: int, n: int) -> np.ndarray:
-    """Return the matrix [size n] of cubic convolution with a = -0.75, edges repeated."""
-    matrix = np.zeros((size, n))
-    for row in range(size):
-        centre = (row + 0.5) * n / size - 0.5
-        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
-            t, a = abs(centre - tap), -0.75
-            near = (a + 2) * t**3 - (a + 3) * t**2 + 1
-            far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
-            matrix[row, np.clip(tap, 0, n - 1)] += near if t <= 1 else far
-    return matrix
-
-
-def literal(sources: np.ndarray, found: Segments, i: int, size: int, fill: int) -> np.ndarray:
-    top, left, bottom, right = found.box[i]
-    canvas = np.full((*found.canvas, 3), float(fill))
-    mask = np.zeros(found.canvas, bool)
-    mask[top:bottom, left:right] = found.mask(i)
-    canvas[mask] = sources[found.image[i]][mask]
-    crop = canvas[top:bottom, left:right]
-    rows, columns = cubic(size, bottom - top), cubic(size, right - left)
-    return np.einsum("rh,cw,hwk->rck", rows, columns, crop).clip(0, 255)
-
-
-def test_a_composed_segment_is_its_box_stretched_over_grey() -> None:
-    labels = maps_of(1, (4, 40), images=2)
-    sources = np.random.default_rng(0).integers(0, 256, (2, 24, 30, 3), np.uint8)
-    found = collect(labels, (4, 40), EVERYTHING)
-    index = np.arange(len(found))[::-1]
-    pixels = compose(sources, found, index, 32, 117)
-    assert pixels.shape == (len(found), 32, 32, 3)
-    for view, i in zip(pixels, index, strict=True):
-        # one level: OpenCV rounds its weights to 11 bits, and the result
-        assert np.abs(view - literal(sources, found, i, 32, 117)).max() <= 1
-
-
-def test_a_segment_one_pixel_thin_can_be_composed() -> None:
-    labels = np.zeros((1, 1, 20, 20), np.int32)
-    labels[..., 7, 3:15] = 1
-    labels[..., 11, 4] = 2
-    found = collect(labels, (3,), EVERYTHING)
-    sources = np.full((1, 20, 20, 3), 200, np.uint8)
-    assert (compose(sources, found, np.array([1, 2]), 16, 0) == 200).all()

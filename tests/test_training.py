@@ -12,12 +12,12 @@ from safetensors import safe_open
 from torch import nn
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from dop_fast import runs, seeding, training
+from dop_fast import precision, runs, seeding, training
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import DataError, ModelError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
-from dop_fast.training import Epoch, TrainData, augment, loader, loop, precision
+from dop_fast.training import Epoch, TrainData, augment, loader, loop
 from dop_fast.types import Array
 
 CPU = torch.device("cpu")

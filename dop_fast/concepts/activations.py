@@ -1,37 +1,16 @@
-"""Pixels through the teacher: activations at the bottleneck, and gradients of a class there."""
+"""Batches through the teacher: activations at the bottleneck, and gradients of a class there."""
 
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dop_fast.config import DataConfig
+from dop_fast.concepts.folding import fold
 from dop_fast.errors import ModelError
-from dop_fast.images import normalise
 from dop_fast.models import get_layer
-from dop_fast.types import Array, Segments
-
-
-def compose(
-    sources: Array, segments: Segments, index: Array, size: int, fill: int
-) -> NDArray[np.uint8]:
-    """Return the segments at `index` int[k] as the network sees them, uint8[k size size 3].
-
-    Each tight box of `sources` uint8[n h w 3] (`segments.image` indexes them) is stretched to the
-    whole input, bicubic, with `fill` where the box is not the segment, as in ACE.
-    """
-    pixels = np.empty((len(index), size, size, 3), np.uint8)
-    for view, i in zip(pixels, index, strict=True):
-        top, left, bottom, right = segments.box[i]
-        crop = sources[segments.image[i], top:bottom, left:right].copy()
-        crop[~segments.mask(i)] = fill
-        cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_CUBIC)
-    return pixels
+from dop_fast.precision import autocast, in_bf16
 
 
 def pool(activation: Tensor) -> Tensor:
@@ -44,56 +23,49 @@ def pool(activation: Tensor) -> Tensor:
 class Probe:
     """A teacher seen at its bottleneck layer l.
 
-    Works on a copy in eval mode and channels-last on `device`; the teacher stays as it is. All
-    methods take pixels uint8[k h w 3], batch by batch, and return tensors on the device. A layer
-    that is called more than once counts at its last call.
+    Works on a copy in eval mode on `device`, channels-last, batch norms folded into convolutions;
+    the teacher stays as it is. All methods take batches [k 3 h w], normalised, on the device, and
+    return float32 there. A layer that is called more than once counts at its last call. `amp`, as
+    in `ExtractConfig`, is for activations; gradients are those of float32.
     """
 
-    def __init__(
-        self, teacher: nn.Module, layer: str, data: DataConfig, device: torch.device
-    ) -> None:
+    def __init__(self, teacher: nn.Module, layer: str, device: torch.device, amp: str) -> None:
         get_layer(teacher, layer)  # refuses an unknown name before the copy
-        self.layer, self.data, self.device = layer, data, device
-        model = copy.deepcopy(teacher).eval().requires_grad_(False).to(device)
-        self._model = model.to(memory_format=torch.channels_last)
+        self.layer, self.device, self.amp = layer, device, amp
+        model = copy.deepcopy(teacher).eval().requires_grad_(False)
+        fold(model, layer)
+        self._model = model.to(device).to(memory_format=torch.channels_last)
 
-    def pooled(self, batches: Iterable[Array]) -> Tensor:
-        """Return pooled activations float32[n c]."""
-        return self._forward(batches, pooled=True)
-
-    def maps(self, batches: Iterable[Array]) -> Tensor:
-        """Return whole activations, flattened, float32[n d]."""
-        return self._forward(batches, pooled=False)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that batches are best made in."""
+        return torch.bfloat16 if in_bf16(self.device, self.amp) else torch.float32
 
     @torch.inference_mode()
-    def _forward(self, batches: Iterable[Array], pooled: bool) -> Tensor:
-        found = []
+    def activations(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the layer's output for each batch, [k c h w], [k tokens c] or [k c]."""
         with self._hooked(keep_gradient=False) as seen:
-            for pixels in batches:
-                self._model(self._enter(pixels))
-                found.append(pool(seen[-1]) if pooled else seen[-1].flatten(1))
+            for batch in batches:
+                with autocast(self.device, self.amp):
+                    self._model(batch)
+                yield seen.pop().float()
                 seen.clear()
-        return torch.cat(found)
 
-    def gradients(self, batches: Iterable[Array], class_id: int, kind: str) -> Tensor:
-        """Return d h_k / d l of Eq. 5, flattened, float32[n d], for k = `class_id`.
+    def gradients(self, batches: Iterable[Tensor], class_id: int, kind: str) -> Tensor:
+        """Return d h_k / d l of Eq. 5, shaped as the layer's output, for k = `class_id`.
 
         h_k is log p(k), or with `kind` "logit" the logit. Behind a linear head the logit's
         gradient is the same for all images, so that its TCAV scores are 0 or 1.
         """
         found = []
         with self._hooked(keep_gradient=True) as seen:
-            for pixels in batches:
-                logits = self._model(self._enter(pixels))
+            for batch in batches:
+                logits = self._model(batch.float())
                 h = logits if kind == "logit" else logits.log_softmax(dim=1)
                 (gradient,) = torch.autograd.grad(h[:, class_id].sum(), seen[-1])
-                found.append(gradient.flatten(1))
+                found.append(gradient)
                 seen.clear()
         return torch.cat(found)
-
-    def _enter(self, pixels: Array) -> Tensor:
-        on_device = torch.from_numpy(pixels).to(self.device)
-        return normalise(on_device, self.data.mean, self.data.std)
 
     @contextmanager
     def _hooked(self, keep_gradient: bool) -> Iterator[list[Tensor]]:

@@ -1,7 +1,6 @@
 """ACE of one class after the other: from images to ranked concepts."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,15 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dop_fast import seeding
-from dop_fast.concepts.activations import Probe, compose
+from dop_fast.concepts.activations import Probe
 from dop_fast.concepts.cavs import RandomSets, hold, p_value, tcav
 from dop_fast.concepts.clusters import Cluster, cluster
+from dop_fast.concepts.features import Exact, Features, Roi
 from dop_fast.concepts.segments import segment
 from dop_fast.config import DataConfig, ExtractConfig
 from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
 from dop_fast.models import bottleneck
-from dop_fast.types import Array, ClassConcepts, Concept, Segments
+from dop_fast.types import Array, ClassConcepts, Concept
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,11 @@ class Extractor:
             self.layer = bottleneck(self.teacher, torch.zeros(1, 3, side, side))
 
     @cached_property
-    def probe(self) -> Probe:
-        """The teacher's copy that all activations come from."""
-        return Probe(self.teacher, self.layer, self.data, self.device)
+    def features(self) -> Features:
+        """What all activations come from."""
+        kind = Roi if self.config.features == "roi" else Exact
+        probe = Probe(self.teacher, self.layer, self.device, self.config.amp)
+        return kind(probe, self.data, self.config)
 
     def extract(self, class_id: int) -> ClassConcepts:
         """Return all segments of the class's discovery images, and its `config.top` concepts.
@@ -67,17 +69,15 @@ class Extractor:
                 f"class {self.images.classes[class_id]} has no segment of the size asked",
                 f"ask for less than {self.config.min_area:g}: dopfast extract --min-area 0",
             )
-        everything = np.arange(len(segments))
-        pooled = self.probe.pooled(self._composed(sources, segments, everything))
+        seen = self.features.segments(sources, segments)
         clusters = cluster(
-            pooled.cpu().numpy(), segments.image, self.config, self._derive(class_id, "kmeans")
+            seen.pooled.cpu().numpy(), segments.image, self.config, self._derive(class_id, "kmeans")
         )
-        null, against = self._background(class_id, held_out)
+        null, against = self.background(class_id, held_out)
         found = []
         for number, group in enumerate(clusters):
-            maps = self.probe.maps(self._composed(sources, segments, group.members))
             seed = self._derive(class_id, "separate", number)
-            runs, accuracy = tcav(maps, against, self.config.cav, seed)
+            runs, accuracy = tcav(seen.rows(group.members), against, self.config.cav, seed)
             p = p_value(runs, null)
             concept = Concept(group.members, float(runs.mean()), runs, p, accuracy)
             found.append((concept, group))
@@ -106,16 +106,6 @@ class Extractor:
     def _derive(self, class_id: int, *path: str | int) -> int:
         return seeding.derive(self.seed, "extract", class_id, *path)
 
-    def _composed(self, sources: Array, segments: Segments, index: Array) -> Iterator[Array]:
-        """Yield the segments at `index` as the network sees them, batch by batch."""
-        for start in range(0, len(index), self.config.batch_size):
-            part = index[start : start + self.config.batch_size]
-            yield compose(sources, segments, part, self.images.size, self.config.fill)
-
-    def _photos(self, index: Array) -> Iterator[Array]:
-        for start in range(0, len(index), self.config.batch_size):
-            yield self.images.load(index[start : start + self.config.batch_size])
-
     @cached_property
     def _random(self) -> tuple[Tensor, NDArray[np.int64]]:
         """Activations of random segments or photos of all classes [n d], and their classes [n].
@@ -138,13 +128,14 @@ class Extractor:
         rng = seeding.stream(self.seed, "extract", class_id, "pool")
         images = rng.permutation(self.images.of_class(class_id))
         if self.config.negatives == "photos":
-            return self.probe.maps(self._photos(images[:count]))
+            return self.features.photos(self.images.load(images[:count]))
         sources = self.images.load(images[: min(count, self.config.images)])
         segments = segment(sources, self.config)
         chosen = rng.permutation(len(segments))[:count]
-        return self.probe.maps(self._composed(sources, segments, chosen))
+        seen = self.features.segments(sources, segments.select(np.sort(chosen)))
+        return seen.rows(np.arange(len(chosen)))
 
-    def _background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
+    def background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
         """Return the TCAV scores to beat [s], and the random sets they are taken over.
 
         For two random sets, each as likely the concept, a score above one half is as likely as
@@ -158,7 +149,7 @@ class Extractor:
         rounds = -(-size * sets // len(others))  # more than one: too few for all sets to differ
         drawn = np.concatenate([rng.permutation(others) for _ in range(rounds)])[: size * sets]
         groups = rows[torch.from_numpy(drawn).to(rows.device)].reshape(sets, size, -1)
-        gradients = self.probe.gradients(self._photos(held_out), class_id, self.config.gradient)
+        gradients = self.features.gradients(self.images.load(held_out), class_id)
         against = hold(groups[1:], gradients)
         if self.config.null == "half":
             return np.full(sets - 1, 0.5), against

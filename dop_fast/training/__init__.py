@@ -1,8 +1,8 @@
 """Training with the pruned weights held at zero, and accuracy."""
 
+from dop_fast.precision import computes_in_bf16
 from dop_fast.training.accuracy import Accuracy, evaluate
 from dop_fast.training.loop import Epoch, TrainData, fit, learning_rate
-from dop_fast.training.precision import computes_in_bf16
 
 __all__ = [
     "Accuracy",

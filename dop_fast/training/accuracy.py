@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from dop_fast.config import DataConfig
 from dop_fast.images import ImageSet, normalise
+from dop_fast.precision import autocast
 from dop_fast.training.loader import Pixels, split
-from dop_fast.training.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError
 from dop_fast.images import ImageSet, normalise
 from dop_fast.masks import MaskSet
+from dop_fast.precision import autocast
 from dop_fast.training.accuracy import measure
 from dop_fast.training.checkpoint import Checkpoint
 from dop_fast.training.loader import Pixels, training_batches, training_order
 from dop_fast.training.masking import HeldMask
-from dop_fast.training.precision import autocast
 
 CHECK_STEPS = 100  # a look at the loss waits for the device
 

@@ -14,7 +14,11 @@ def computes_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def in_bf16(device: torch.device, amp: str) -> bool:
+    """Return whether forwards run in bfloat16; `amp` as in `TrainConfig`."""
+    return amp == "bf16" or (amp == "auto" and computes_in_bf16(device))
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Return the context to run forwards in; `amp` as in `TrainConfig`."""
-    on = amp == "bf16" or (amp == "auto" and computes_in_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+    """Return the context to run forwards in."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(device, amp))
