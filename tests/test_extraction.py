@@ -212,13 +212,12 @@ def test_insignificant_concepts_are_left_out(train: ImageSet, folder: Path) -> N
 
 
 def test_the_best_concepts_of_an_indifferent_teacher_are_kept(
-    train: ImageSet, folder: Path, caplog: pytest.LogCaptureFixture
+    train: ImageSet, folder: Path
 ) -> None:
     extraction = extractor(train, folder)
     nn.init.zeros_(extraction.teacher.head.weight)
     concepts = extraction.extract(train.classes.index("red")).concepts
     assert [concept.p_value for concept in concepts] == [1.0] * CONFIG.top
-    assert "no concept of class red is significant" in caplog.text
 
 
 def blobs(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """ACE of one class after the other: from images to ranked concepts."""
 
-import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,8 +19,6 @@ from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
 from dop_fast.models import bottleneck
 from dop_fast.types import Array, ClassConcepts, Concept
-
-log = logging.getLogger(__name__)
 
 FEWEST_IMAGES = 8
 """Images a class needs to be split into some to find concepts in and others to score them on."""
@@ -82,7 +79,7 @@ class Extractor:
             concept = Concept(group.members, float(runs.mean()), runs, p, accuracy)
             found.append((concept, group))
         placed = replace(segments, image=discovery[segments.image].astype(np.int32))
-        return ClassConcepts(class_id, placed, self._best(class_id, found))
+        return ClassConcepts(class_id, placed, self._best(found))
 
     def split(self, class_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the class's images to find concepts in, and others to score them on, sorted.
@@ -156,14 +153,9 @@ class Extractor:
         null, _ = tcav(groups[0], against, self.config.cav, self._derive(class_id, "null"))
         return null, against
 
-    def _best(self, class_id: int, found: list[tuple[Concept, Cluster]]) -> tuple[Concept, ...]:
+    def _best(self, found: list[tuple[Concept, Cluster]]) -> tuple[Concept, ...]:
         """Rank by mean TCAV, then CAV accuracy, then tightness; keep the significant ones."""
         order = sorted(found, key=lambda one: (-one[0].tcav, -one[0].cav_accuracy, one[1].cost))
         ranked = [concept for concept, _ in order]
         kept = [concept for concept in ranked if concept.significant(self.config.alpha)]
-        if not kept:
-            log.warning(
-                "no concept of class %s is significant; the best ones are kept",
-                self.images.classes[class_id],
-            )
         return tuple((kept or ranked)[: self.config.top])
