@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dop_fast import criteria, masks
+from dop_fast.criteria import _grads
 from dop_fast.errors import ConfigError, DataError, ModelError
-from dop_fast.models import prunable
+from dop_fast.models import build, prunable
 
 Batches = list[tuple[Tensor, Tensor]]
 NAMES = criteria.names()
@@ -397,3 +398,22 @@ def test_a_gpu_gives_the_scores_of_the_cpu(name: str, make: Any) -> None:
         score(name, make(), chunks(8, 5)),
         1e-3,
     )
+
+
+def test_grasp_keeps_the_gradient_flow_that_its_opposite_and_random_masks_lose() -> None:
+    def flow(scores: dict[str, Tensor]) -> float:
+        model = build("resnet20", 3, 0)
+        kept = masks.keep_top(scores, 0.95)
+        masks.apply_(model, kept)
+        other = [(torch.randn(40, 3, 16, 16, generator=drawn), torch.arange(40) % 3)]
+        found = _grads.gradients(model, other, cross_entropy)
+        return sum(float((found[name] * kept.masks[name]).square().sum()) for name in found)
+
+    drawn = torch.Generator().manual_seed(1)
+    scored = [(torch.randn(40, 3, 16, 16, generator=drawn), torch.arange(40) % 3)]
+    model = build("resnet20", 3, 0)
+    grasp = criteria.load("grasp").score(model, scored, cross_entropy, 0)
+    opposite = {name: -score for name, score in grasp.items()}
+    lots = criteria.load("random").score(model, (), cross_entropy, 0)
+    assert flow(grasp) > 5 * flow(lots)
+    assert flow(grasp) > 5 * flow(opposite)
