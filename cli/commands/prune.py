@@ -39,6 +39,10 @@ def prune(call: Call, config: PruneConfig, name: str) -> Outcome:
             f"{overall:.4%} of all parameters (the paper's)",
             f"criterion {kept.about['criterion']}, material {kept.about['material']}",
         ),
+        read=(
+            call.workspace.data.path,
+            *([str(call.workspace.patches)] if kept.about.get("patches") else []),
+        ),
         wrote=(str(path),),
         warnings=tuple(f"layer {layer} lost every weight: nothing passes it" for layer in empty),
         next=f"dopfast finetune --mask {path.stem}",
