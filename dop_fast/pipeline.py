@@ -216,7 +216,6 @@ def prune(
     *,
     name: str = "",
     force: bool = False,
-    track: Track = untracked,
 ) -> tuple[Path, MaskSet, nn.Module]:
     """Score the freshly initialised model once and keep exactly the top share, as a mask."""
     criterion = criteria.load(config.criterion)

@@ -311,7 +311,8 @@ def test_patches_are_drawn_at_random_and_fewer_are_the_first_of_more() -> None:
 
 def test_a_patch_is_its_segment_in_place_on_the_fill() -> None:
     found = class_of(blotches((24, 70), 3, 15), (8, 8), class_id=3)
-    patches = dop.cut_class(found, 6, load_for((24, 70)), FILL, 1)
+    drawn = found.segments.select(dop.choose(found, 6, 1))
+    patches = dop.render(drawn, load_for((24, 70)), FILL, np.full(6, found.class_id))
     for segment, pixels, valid in zip(
         dop.choose(found, 6, 1), patches.pixels, patches.valid, strict=True
     ):

@@ -28,12 +28,6 @@ def choose(found: ClassConcepts, count: int, seed: int) -> NDArray[np.int64]:
     return members[np.argsort(turn, kind="stable")][:count].astype(np.int64)
 
 
-def cut_class(found: ClassConcepts, count: int, load: Load, fill: int, seed: int) -> Patches:
-    """Return `count` discriminative image patches of a class, see `choose` and `render`."""
-    segments = found.segments.select(choose(found, count, seed))
-    return render(segments, load, fill, np.full(count, found.class_id, np.int64))
-
-
 def render(segments: Segments, load: Load, fill: int, label: Array) -> Patches:
     """Return every segment alone, at its own place, on the fill value."""
     segments, sources = with_sources(segments, load)
