@@ -164,6 +164,13 @@ def command(
                 help="number that every random stream follows from  [default: the workspace's]",
             ),
         ]  # fmt: skip
+    else:
+        options.append(
+            Option(
+                ["--seed"], type=click.INT, default=0, show_default=True,
+                panel="Reproducibility", help="number that every random stream follows from",
+            )
+        )  # fmt: skip
     if compute:
         options.append(
             Option(

@@ -18,15 +18,6 @@ from dop_fast.cli._click import Option, Outcome, command, table
     panel="Output",
     help="folder to work in",
 )
-@click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    cls=Option,
-    panel="Reproducibility",
-    help="number that every random stream follows from",
-)
 def demo(output: Path, seed: int, device: str, force: bool) -> Outcome:
     """Run the whole job on drawn images of known truth.
 

@@ -45,15 +45,6 @@ from dop_fast.cli._click import Option, Outcome, command
     help="network to prune  [default: the teacher's architecture]",
 )
 @click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    cls=Option,
-    panel="Reproducibility",
-    help="number that every random stream follows from",
-)
-@click.option(
     "-w",
     "--workspace",
     type=click.Path(path_type=Path),
