@@ -1,0 +1,216 @@
+"""Gradients and Hessian products, chunk by chunk."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dop_fast.engine.autograd import ByAutograd
+from dop_fast.engine.memory import free_bytes
+from dop_fast.engine.sweeps import Recording
+from dop_fast.engine.tape import Slope, Unsupported
+from dop_fast.errors import DataError, ModelError
+from dop_fast.models import prunable
+from dop_fast.types import Batches, Loss
+
+Precision: TypeAlias = Literal["exact", "fast"]
+"""exact: in the model's type throughout. fast: the forward so, all after it in bfloat16, sums in
+float32; with the ReLUs and statistics of the exact forward that is of float32's own quality."""
+
+Chunk: TypeAlias = Recording | ByAutograd
+SHARE = 0.5
+"""Of the free memory, what forwards may be kept in between the two passes."""
+
+_SWITCHES = tuple(
+    attrgetter(path)(torch.backends)
+    for path in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv")
+)
+
+
+def gradients(
+    model: nn.Module, batches: Batches, loss: Loss, precision: Precision = "exact"
+) -> dict[str, Tensor]:
+    """Return g, the gradient of the mean loss, for each prunable weight in its shape.
+
+    Raises `ModelError` where it is not finite, `DataError` where there is no sample.
+    """
+    with _scene(model, loss, precision) as scene:
+        mean = _Mean(scene.weights)
+        for chunk, count in scene.chunks(batches):
+            mean.add(chunk.gradient(keep=False), count)
+        return mean.finite("the gradient")
+
+
+def hessian_gradient(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    precision: Precision = "exact",
+    *,
+    keep: bool = True,
+) -> dict[str, Tensor]:
+    """Return Hg, the Hessian of the mean loss times its gradient, for each prunable weight.
+
+    H and g are those of the prunable weights alone. Goes through the batches twice, but for the
+    chunks whose forward finds room in memory until the second time (`keep`). Raises as
+    `gradients`.
+    """
+    with _scene(model, loss, precision) as scene:
+        kept, slope, product = [], _Mean(scene.weights), _Mean(scene.weights)
+        room = SHARE * free_bytes(scene.device) if keep else 0.0
+        for chunk, count in scene.chunks(batches):
+            hold = room > 0
+            slope.add(chunk.gradient(keep=hold), count)
+            if hold:
+                kept.append((chunk, count))
+                # the next chunk needs as much again while it is worked on
+                room -= chunk.saved_bytes()
+                room = room if room > 2 * chunk.saved_bytes() else 0
+        g, chunks = slope.finite("the gradient"), len(kept)
+        while kept:
+            chunk, count = kept.pop()
+            product.add(*chunk.products([g]), count)
+        if product.count < slope.count:
+            for chunk, count in islice(scene.chunks(batches), chunks, None):
+                product.add(*chunk.products([g]), count)
+        return product.finite("the Hessian's product with the gradient")
+
+
+def hessian_products(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    vectors: Sequence[Mapping[str, Tensor]],
+    precision: Precision = "exact",
+) -> list[dict[str, Tensor]]:
+    """Return Hv for each vector v, which is given and returned by prunable weight.
+
+    The vectors share each chunk's forward and adjoint. Raises as `gradients`.
+    """
+    with _scene(model, loss, precision) as scene:
+        means = [_Mean(scene.weights) for _ in vectors]
+        for chunk, count in scene.chunks(batches):
+            for mean, slopes in zip(means, chunk.products(vectors), strict=True):
+                mean.add(slopes, count)
+        return [mean.finite("the Hessian's product") for mean in means]
+
+
+class _Mean:
+    """The mean over samples, of which chunks bring theirs."""
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self._sums = {name: torch.zeros_like(weight) for name, weight in like.items()}
+        self.count = 0
+
+    def add(self, slopes: Mapping[str, Slope], count: int) -> None:
+        for name, slope in slopes.items():
+            if slope is not None:
+                self._sums[name].add_(slope, alpha=count)
+        self.count += count
+
+    def finite(self, what: str) -> dict[str, Tensor]:
+        """Return it, if there is one."""
+        if not self.count:
+            raise DataError("the batches hold no samples to score weights on", "give at least one")
+        wrong = [name for name, value in self._sums.items() if not bool(value.isfinite().all())]
+        if wrong:
+            raise ModelError(
+                f"{what} is not finite in {len(wrong)} of {len(self._sums)} layers, "
+                f"first in {wrong[0]}",
+                "check that images are normalised and that the weights are those of a fresh model",
+            )
+        return {name: value.div_(self.count) for name, value in self._sums.items()}
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A model's prunable weights, and how a chunk's loss depends on them."""
+
+    weights: dict[str, Tensor]
+    run: Callable[[Tensor, Tensor], Tensor]
+    low: torch.dtype | None
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.weights.values())).device
+
+    def chunks(self, batches: Batches) -> Iterator[tuple[Chunk, int]]:
+        if iter(batches) is batches:
+            raise DataError(
+                "the batches can be gone through only once", "give a list, not a generator"
+            )
+        for images, labels in batches:
+            run = partial(self.run, _dense(images.to(self.device)), labels.to(self.device))
+            try:
+                chunk: Chunk = Recording(run, self.weights, self.low)
+            except Unsupported:
+                chunk = ByAutograd(run, self.weights)
+            yield chunk, len(labels)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return what convolutions are fastest on: the same values, channels last."""
+    images = tensor.dim() == 4
+    return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
+
+
+@contextmanager
+def _scene(model: nn.Module, loss: Loss, precision: Precision) -> Iterator[_Scene]:
+    """Set the stage: the model keeps its weights, gradients, buffers and, afterwards, its modes."""
+    weights = {name: _dense(weight.detach()) for name, weight in prunable(model).items()}
+    if not weights:
+        raise ModelError(
+            "the model has no prunable weights", "it needs a convolution or a linear layer"
+        )
+    others = {name: value.detach() for name, value in model.named_parameters()}
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        # copies: batch norm must not move the running statistics of the model
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return loss(functional_call(model, {**others, **weights, **buffers}, (images,)), labels)
+
+    modes = {module: module.training for module in model.modules()}
+    device = next(iter(weights.values())).device
+    low = torch.bfloat16 if precision == "fast" else None
+    try:
+        for module in modes:
+            module.training = isinstance(module, _BatchNorm)
+        with _full_precision(), torch.autocast(device.type, enabled=False), _derivable():
+            yield _Scene(weights, run, low)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _derivable() -> Iterator[None]:
+    """Switch off fused attention, which has no second derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch TF32 off: it changes what GraSP keeps of a ResNet-50, at 95 % to a Jaccard of .45."""
+    found = [switch.fp32_precision for switch in _SWITCHES]
+    try:
+        for switch in _SWITCHES:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(_SWITCHES, found, strict=True):
+            switch.fp32_precision = precision
