@@ -256,6 +256,10 @@ class PruneConfig(StageConfig):
     batch_size: int = setting(
         100, "chunk: batch norm takes its statistics over this many", low=2, panel="Data"
     )
+    precision: str = setting(
+        "exact", "of derivatives; fast: bf16 after an exact forward, of the same quality",
+        choices=("exact", "fast"), panel="Compute",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

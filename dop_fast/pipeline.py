@@ -251,7 +251,8 @@ def prune(
             f"{path} exists and was made with other settings",
             "replace it: dopfast prune --force ..., or give another --name",
         )
-    scores = criterion.score(model.to(device), batches, nn.functional.cross_entropy, seed)
+    knobs = {"precision": config.precision} if criterion.NEEDS_DATA else {}
+    scores = criterion.score(model.to(device), batches, nn.functional.cross_entropy, seed, **knobs)
     kept = replace(masks.keep_top(scores, config.sparsity), about=about)
     masks.save(path, kept)
     return path, kept, model.cpu()

@@ -7,7 +7,7 @@ with an underscore are not criteria.
 import difflib
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dop_fast.errors import ConfigError
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 class Criterion(Protocol):
-    """What a file of this folder offers; own knobs are keyword-only and have defaults."""
+    """What a file of this folder offers; own knobs are keyword-only and have defaults.
+
+    One that needs data has `precision`, see `dop_fast.engine`.
+    """
 
     NEEDS_DATA: bool
 
-    def score(self, model: "nn.Module", batches: "Batches", loss: "Loss", seed: int) -> "Scores":
+    def score(
+        self, model: "nn.Module", batches: "Batches", loss: "Loss", seed: int, **knobs: Any
+    ) -> "Scores":
         """Return a score for every prunable weight, on the model's device; higher = keep.
 
         The model is left as found. Scores depend on the chunks that `batches` come in where

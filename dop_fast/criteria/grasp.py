@@ -8,7 +8,7 @@ scores, counts images of a short last chunk for more, and keeps one weight too m
 
 from torch import Tensor, nn
 
-from dop_fast.criteria._grads import hessian_gradient
+from dop_fast.engine import Precision, hessian_gradient
 from dop_fast.models import prunable
 from dop_fast.types import Batches, Loss, Scores
 
@@ -16,12 +16,18 @@ NEEDS_DATA = True
 
 
 def score(
-    model: nn.Module, batches: Batches, loss: Loss, seed: int, *, temperature: float = 200.0
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    seed: int,
+    *,
+    temperature: float = 200.0,
+    precision: Precision = "exact",
 ) -> Scores:
     """Return theta * Hg of the loss of logits / temperature; the seed has no effect."""
 
     def tempered(logits: Tensor, labels: Tensor) -> Tensor:
         return loss(logits / temperature, labels)
 
-    hg = hessian_gradient(model, batches, tempered)
+    hg = hessian_gradient(model, batches, tempered, precision)
     return {name: hg[name] * weight.detach() for name, weight in prunable(model).items()}

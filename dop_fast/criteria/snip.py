@@ -7,14 +7,21 @@ batch norm uses the chunk's statistics, and the weights scored are those that ar
 
 from torch import nn
 
-from dop_fast.criteria._grads import gradients
+from dop_fast.engine import Precision, gradients
 from dop_fast.models import prunable
 from dop_fast.types import Batches, Loss, Scores
 
 NEEDS_DATA = True
 
 
-def score(model: nn.Module, batches: Batches, loss: Loss, seed: int) -> Scores:
+def score(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    seed: int,
+    *,
+    precision: Precision = "exact",
+) -> Scores:
     """Return |g * theta|, Eq. 3; the seed has no effect."""
-    g = gradients(model, batches, loss)
+    g = gradients(model, batches, loss, precision)
     return {name: (g[name] * weight.detach()).abs_() for name, weight in prunable(model).items()}

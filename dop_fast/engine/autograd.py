@@ -32,7 +32,9 @@ class ByAutograd:
                 self._run(), weights, create_graph=vector is not None, materialize_grads=True
             )
             if vector is not None:
-                z = [(vector[name] * g).sum() for name, g in zip(self._weights, slopes, strict=True)]
+                z = [
+                    (vector[name] * g).sum() for name, g in zip(self._weights, slopes, strict=True)
+                ]
                 slopes = torch.autograd.grad(torch.stack(z).sum(), weights, materialize_grads=True)
         finally:
             for weight in weights:

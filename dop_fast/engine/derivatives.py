@@ -78,10 +78,10 @@ def hessian_gradient(
         g, chunks = slope.finite("the gradient"), len(kept)
         while kept:
             chunk, count = kept.pop()
-            product.add(*chunk.products([g]), count)
+            product.add(next(iter(chunk.products([g]))), count)
         if product.count < slope.count:
             for chunk, count in islice(scene.chunks(batches), chunks, None):
-                product.add(*chunk.products([g]), count)
+                product.add(next(iter(chunk.products([g]))), count)
         return product.finite("the Hessian's product with the gradient")
 
 

@@ -39,7 +39,7 @@ class Linear(Operation):
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         return None if all(d is None for d in dx) else self._forward(dx)
 
-    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
         return [None] * len(self.inputs) if dg is None else self._backward(dg)
 
 
@@ -47,9 +47,7 @@ class Sum(Linear):
     """The sum of two tensors of one shape."""
 
 
-def _of_one(
-    back: Callable[..., Tensor], forward: Callable[..., Tensor] | None = None
-) -> Rule:
+def _of_one(back: Callable[..., Tensor], forward: Callable[..., Tensor] | None = None) -> Rule:
     """Make the rule of f(x, *args) from its adjoint, back(g, x's shape, *args)."""
 
     def rule(
@@ -149,7 +147,7 @@ def _joined(
         )
 
     result_shape, dim = result.shape, dim % result.dim()
-    return [Linear(tape, tensors, result, forward, lambda g: g.split(sizes, dim))]
+    return [Linear(tape, tensors, result, forward, lambda g: torch.split(g, sizes, dim))]
 
 
 def _averaged(
@@ -173,7 +171,7 @@ def _max_pool(
 ) -> Sequence[Operation]:
     """Max pooling picks the same elements whatever the direction."""
     x, kernel, *rest = args
-    stride, padding, dilation, ceil = (*rest, *([], 0, 1, False)[len(rest) :])
+    stride, padding, dilation, ceil = [*rest, *[[], 0, 1, False][len(rest) :]]
     values, indices = result
     shape = x.shape
 
@@ -185,9 +183,7 @@ def _max_pool(
     def backward(g: Tensor) -> Sequence[Slope]:
         geometry = kernel, stride, padding, dilation, ceil
         g = g.contiguous(memory_format=torch.channels_last)
-        return [
-            aten.max_pool2d_with_indices_backward(g, _blank(g, shape), *geometry, indices)
-        ]
+        return [aten.max_pool2d_with_indices_backward(g, _blank(g, shape), *geometry, indices)]
 
     return [Linear(tape, [x], values, forward, backward)]
 
@@ -197,8 +193,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _from_rows(rows: Tensor, shape: Size) -> Tensor:
-    n, c, h, w = shape
-    return rows.unflatten(1, (h, w)).permute(0, 3, 1, 2)
+    return rows.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
 def _blank(g: Tensor, shape: Size) -> Tensor:

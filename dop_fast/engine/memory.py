@@ -17,7 +17,9 @@ def free_bytes(device: torch.device) -> int:
 def _available() -> int:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+        return (
+            int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+        )
     return 0
 
 

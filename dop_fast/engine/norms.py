@@ -28,6 +28,7 @@ class BatchNorm(Operation):
         self._norm, self._lower = norm, tape.lower
         self._sums: list[Tensor] = []
         self._gx: Slope = None
+        self._b: Slope = None
 
     def absorb(self, other: Sum | Rectifier) -> None:
         """Do what the next operation does too: a `Sum` with another tensor, or a `Rectifier`."""
@@ -55,15 +56,15 @@ class BatchNorm(Operation):
         )
         return unrows(dz, x.shape)
 
-    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
         x = self.value
-        primal = rows(x), self._gx, self._rectified()
+        assert self._gx is not None and self._b is not None
         slopes = dualnorm.tangent_adjoint(
             self._norm,
             self._or_zero(dg),
-            primal,
+            (rows(x), self._gx, self._rectified()),
             self._or_zero(dx[0]),
-            (*self._sums, self._b),
+            (self._sums[0], self._sums[1], self._b),
         )
         return [unrows(slope, x.shape) for slope in slopes][: len(self.inputs)]
 
@@ -77,9 +78,6 @@ class BatchNorm(Operation):
     def _or_zero(self, slope: Slope) -> Tensor:
         x = self.value
         return rows(torch.zeros_like(x) if slope is None else self._lower(slope))
-
-    def _rectified(self) -> Slope:
-        return rows(self.kept[1].value) if len(self.kept) > 1 else None
 
 
 class GroupedNorm(Operation):
@@ -111,7 +109,7 @@ class GroupedNorm(Operation):
         (xhat, rstd), d = self._xhat(), self._groups(dx[0])
         return self._scaled(self._shaped(rstd * _centred(d, xhat)))
 
-    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
         straight = None if dg is None else self.adjoint(dg, [True])[0]
         if dx[0] is None:
             return [straight]

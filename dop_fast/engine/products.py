@@ -49,7 +49,7 @@ class Bilinear(Operation):
             None if db is None else self._product.of(a, db),
         )
 
-    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
         a, b = (kept.value for kept in self.kept)
         g, dg = self._lower(g), self._lowered(dg)
         da, db = (self._lowered(d) for d in dx)
@@ -69,7 +69,7 @@ class Bilinear(Operation):
         return None if slope is None else self._lower(slope)
 
 
-def convolution(
+def _convolution(
     tape: Tape, func: Any, args: Arguments, kwargs: Mapping[str, Any], result: Tensor
 ) -> Sequence[Operation] | None:
     x, w, bias, *geometry = args
@@ -101,13 +101,13 @@ ELEMENTWISE = Product(
 )
 
 
-def matrix(
+def _matrix(
     tape: Tape, func: Any, args: Arguments, kwargs: Mapping[str, Any], result: Tensor
 ) -> Sequence[Operation] | None:
     return [Bilinear(tape, (args[0], args[1]), result, MATRIX)]
 
 
-def biased_matrix(
+def _biased_matrix(
     tape: Tape, func: Any, args: Arguments, kwargs: Mapping[str, Any], result: Tensor
 ) -> Sequence[Operation] | None:
     bias, a, b = args
@@ -116,7 +116,7 @@ def biased_matrix(
     return [Bilinear(tape, (a, b), result, MATRIX)]
 
 
-def elementwise(
+def _elementwise(
     tape: Tape, func: Any, args: Arguments, kwargs: Mapping[str, Any], result: Tensor
 ) -> Sequence[Operation] | None:
     if not isinstance(args[1], Tensor):
@@ -125,9 +125,9 @@ def elementwise(
 
 
 RULES = {
-    aten.convolution.default: convolution,
-    aten.mm.default: matrix,
-    aten.bmm.default: matrix,
-    aten.addmm.default: biased_matrix,
-    aten.mul.Tensor: elementwise,
+    aten.convolution.default: _convolution,
+    aten.mm.default: _matrix,
+    aten.bmm.default: _matrix,
+    aten.addmm.default: _biased_matrix,
+    aten.mul.Tensor: _elementwise,
 }

@@ -120,7 +120,7 @@ def _reaching(operations: list[Operation], end: Node) -> list[Operation]:
 def fused(operations: list[Operation]) -> list[Operation]:
     """Let each batch norm do the residual addition and the ReLU that are all its result is for."""
     uses = Counter(node for operation in operations for node in operation.inputs)
-    made_by = {operation.output: operation for operation in operations}
+    made_by: dict[Node | None, Operation] = {operation.output: operation for operation in operations}
     done: list[Operation | None] = []
     place = {}
     for operation in operations:
@@ -128,26 +128,28 @@ def fused(operations: list[Operation]) -> list[Operation]:
         done.append(operation)
         chain = _absorbed(operation, made_by, uses)
         if chain:
-            norm, *others = chain
+            norm, others = chain
             for other in others:
                 norm.absorb(other)
-            for moved in chain:
-                done[place[moved]] = None
+                done[place[other]] = None
+            done[place[norm]] = None
             done[-1], place[norm] = norm, len(done) - 1
     return [operation for operation in done if operation is not None]
 
 
-def _absorbed(operation: Operation, made_by: Mapping[Node, Operation], uses: Counter[Node]):
+def _absorbed(
+    operation: Operation, made_by: Mapping[Node | None, Operation], uses: Counter[Node | None]
+) -> tuple[BatchNorm, list[Sum | Rectifier]] | None:
     """Return norm and ReLU, or norm, sum and ReLU, where `operation` ends such a chain."""
     if not isinstance(operation, Rectifier):
         return None
     source = operation.inputs[0]
     before = made_by.get(source) if uses[source] == 1 else None
     if isinstance(before, BatchNorm) and len(before.kept) == 1:
-        return before, operation
+        return before, [operation]
     if isinstance(before, Sum):
         for node in reversed(before.inputs):
             norm = made_by.get(node) if uses[node] == 1 else None
             if isinstance(norm, BatchNorm) and norm.bare:
-                return norm, before, operation
+                return norm, [before, operation]
     return None

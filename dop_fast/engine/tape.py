@@ -64,7 +64,7 @@ class Operation:
     `wanted`. `tangent` returns the output's tangent from the inputs' (R-operator).
     `tangent_adjoint` returns the tangents of what `adjoint` returned, given the tangent dg and
     the value g of the output's adjoint, and the inputs' tangents; it is called after `tangent`
-    and `adjoint`. `curved`: it reads g.
+    and `adjoint`. `curved`: it reads g, which is there.
     """
 
     curved = True
@@ -89,7 +89,7 @@ class Operation:
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         raise NotImplementedError
 
-    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
         raise NotImplementedError
 
     def saved(self) -> Iterator[Tensor]:
@@ -160,7 +160,7 @@ Rule: TypeAlias = Callable[
 """From tape, function, arguments and result to operations; None: the rule does not fit."""
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes what runs within it onto a tape: by `rules`, else by `generic`.
 
     Functions that are `blind` have derivatives that do not read their first argument.
@@ -169,7 +169,7 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self, tape: Tape, rules: Mapping[Any, Rule], generic: Rule, blind: Sequence[Any]
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.rules, self.generic, self.blind = tape, rules, generic, blind
 
     def __torch_dispatch__(
@@ -212,7 +212,7 @@ _WRITES_BUFFERS = (
 
 def _is_constant(func: Any) -> bool:
     """Return whether the result does not depend on the values of the arguments' elements."""
-    name = func._schema.name.removeprefix("aten::")
+    name: str = func._schema.name.removeprefix("aten::")
     return name == "detach" or name.startswith("new_") or name.endswith("_like")
 
 
@@ -231,12 +231,12 @@ def _functional(func: Any) -> Any:
 def no_custom_functions() -> Iterator[None]:
     """Refuse torch.autograd.Function, whose backward a recorder below autograd does not see."""
 
-    def refuse(cls: type, *args: object, **kwargs: object) -> NoReturn:
+    def refuse(cls: type, /, *args: object, **kwargs: object) -> NoReturn:
         raise Unsupported(f"{cls.__name__} has a backward of its own")
 
     found = Function.__dict__["apply"]
-    Function.apply = classmethod(refuse)  # type: ignore[assignment,method-assign]
+    Function.apply = classmethod(refuse)  # type: ignore[assignment]
     try:
         yield
     finally:
-        Function.apply = found  # type: ignore[method-assign]
+        Function.apply = found
