@@ -1,9 +1,10 @@
 """Batch norm, residual and ReLU on dual numbers: see `reference` for the mathematics.
 
 Float32 and bfloat16 in contiguous rows go through compiled kernels, Numba's on a CPU, Triton's on
-CUDA; anything else through `reference`. `out` gives memory to write to, of the type that the
-function returns. It may be that of an argument, element for element: z over y or the residual, dz
-over dy, gy over y, ga over g, dgy over gy or dy, dga over dg. Without z, ga is g and dga is dg.
+CUDA, which autograd does not see; anything else goes through `reference`. `out` gives memory for
+results, of the type and shape that the function returns. It may be that of an argument which is
+not needed any more: z over y or the residual, dz over dy, ga over g, dga over dg, dgy over gy.
+Without z, ga is g and dga is dg.
 """
 
 from typing import Any, TypeAlias
@@ -17,12 +18,14 @@ from dop_fast.kernels.dualnorm.reference import Norm
 __all__ = ["Norm", "adjoint", "forward", "moments", "reference", "tangent", "tangent_adjoint"]
 
 Pair: TypeAlias = "tuple[Tensor | None, Tensor | None]"
+Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 FAST = (torch.float32, torch.bfloat16)
 
 
 def moments(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return mean and rstd of each channel, float32; of float64 in float64."""
-    return (_kernels((), y) or reference).moments(y, eps)
+    made: tuple[Tensor, Tensor] = (_kernels((), y) or reference).moments(y, eps)
+    return made
 
 
 def forward(
@@ -36,7 +39,8 @@ def forward(
 ) -> Tensor:
     """Return z in y's type; see `reference.forward`."""
     if kernels := _kernels((*_vectors(norm), bias), y, residual, out):
-        return kernels.forward(norm, y, bias, residual, relu, _new(out, y))
+        z: Tensor = kernels.forward(norm, y, bias, residual, relu, _new(out, y))
+        return z
     return _into(out, reference.forward(norm, y, bias, residual, relu))
 
 
@@ -48,20 +52,22 @@ def tangent(
     dresidual: Tensor | None,
     *,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Triple:
     """Return dz in dy's type, and the means of dy and of xhat * dy; see `reference.tangent`."""
     if kernels := _kernels(_vectors(norm), y, dy, z, dresidual, out):
-        return kernels.tangent(norm, y, dy, z, dresidual, _new(out, dy))
+        made: Triple = kernels.tangent(norm, y, dy, z, dresidual, _new(out, dy))
+        return made
     dz, dmean, slope = reference.tangent(norm, y, dy, z, dresidual)
     return _into(out, dz), dmean, slope
 
 
 def adjoint(
     norm: Norm, g: Tensor, y: Tensor, z: Tensor | None, *, out: Pair = (None, None)
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Triple:
     """Return gy and ga in g's type, and the mean of ga * xhat; see `reference.adjoint`."""
     if kernels := _kernels(_vectors(norm), g, y, z, *out):
-        return kernels.adjoint(norm, g, y, z, _both(out, g, z))
+        made: Triple = kernels.adjoint(norm, g, y, z, _both(out, g, z))
+        return made
     gy, ga, b = reference.adjoint(norm, g, y, z)
     return _into(out[0], gy), g if z is None else _into(out[1], ga), b
 
@@ -78,7 +84,9 @@ def tangent_adjoint(
     """Return the tangents of gy and ga in dg's type; see `reference.tangent_adjoint`."""
     z = primal[2]
     if kernels := _kernels((*_vectors(norm), *sums), dg, *primal, dy, *out):
-        return kernels.tangent_adjoint(norm, dg, primal, dy, sums, _both(out, dg, z))
+        both = _both(out, dg, z)
+        made: tuple[Tensor, Tensor] = kernels.tangent_adjoint(norm, dg, primal, dy, sums, both)
+        return made
     dgy, dga = reference.tangent_adjoint(norm, dg, primal, dy, sums)
     return _into(out[0], dgy), dg if z is None else _into(out[1], dga)
 
@@ -103,7 +111,7 @@ def _kernels(vectors: tuple[Tensor, ...], first: Tensor, *others: Tensor | None)
     return gpu
 
 
-def _vectors(norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+def _vectors(norm: Norm) -> tuple[Tensor, ...]:
     return norm.mean, norm.rstd, norm.weight
 
 

@@ -32,14 +32,14 @@ _I32 = ir.IntType(32)
 ROLES = ("input", "output", "first", "second", "third")
 
 
+@np.errstate(invalid="ignore")  # infinities
 def moments(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return what `reference.moments` does."""
     totals = _totals(y, 2)
     _sweep(y, _moments, _flat(y), totals)
-    with np.errstate(invalid="ignore"):  # infinities
-        first, second = _means(y, totals)
-        variance = np.maximum(second - first * first, 0)
-        return _single(first + y[0].double().numpy()), _single(1 / np.sqrt(variance + eps))
+    first, second = _means(y, totals)
+    variance = np.maximum(second - first * first, 0)
+    return _single(first + y[0].double().numpy()), _single(1 / np.sqrt(variance + eps))
 
 
 def forward(
@@ -100,9 +100,11 @@ def _totals(y: Tensor, kinds: int) -> Array:
     return np.zeros(_spans(y) * kinds * y.shape[1])
 
 
+@np.errstate(invalid="ignore")
 def _means(y: Tensor, totals: Array) -> Array:
     """Return means float64[kinds channels]."""
-    return totals.reshape(_spans(y), -1, y.shape[1]).sum(0) / len(y)
+    sums: Array = totals.reshape(_spans(y), -1, y.shape[1]).sum(0)
+    return sums / len(y)
 
 
 def _reduced(
@@ -297,7 +299,9 @@ def _reduce(
                 for k in range(3):
                     into = (3 * part + k) * channels + left
                     for c in range(width):
-                        _add(totals, into + c, np.float64(_get(sums, k * TILE + c, "first")), "third")
+                        _add(
+                            totals, into + c, np.float64(_get(sums, k * TILE + c, "first")), "third"
+                        )
 
 
 @_compiled
@@ -339,7 +343,7 @@ def _positive(z: Array, at: int) -> Any:
 
 @_compiled
 def _scratch() -> Array:
-    """Return three tiles of sums that start a cache line: a vector across two takes twice as long."""
+    """Return three tiles of sums that start a cache line: vectors across two are slow."""
     values = np.empty(3 * TILE + 16, np.float32)
     start = (64 - np.intp(values.ctypes.data) % 64) // 4
     return values[start : start + 3 * TILE]
