@@ -26,6 +26,7 @@ class Norm:
 
     @property
     def scale(self) -> Tensor:
+        """What a normalised y is, weight included, for each unit of y."""
         return self.weight * self.rstd
 
 
