@@ -29,7 +29,7 @@ class Rectifier(Operation):
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         return None if dx[0] is None else self.adjoint(dx[0], [True])[0]
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         return [None] if dg is None else self.adjoint(dg, [True])
 
 
@@ -48,7 +48,7 @@ class Pointwise(Operation):
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         return None if dx[0] is None else self.adjoint(dx[0], [True])[0]
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         first, second = self._derive(self.value)
         bent = None if dx[0] is None else second * dx[0] * g
         straight = None if dg is None else first * dg
@@ -56,7 +56,7 @@ class Pointwise(Operation):
 
 
 class Softmax(Operation):
-    """Softmax along a dimension, or its logarithm; kept exact, for its errors would be amplified."""
+    """Softmax along a dimension, or its logarithm; kept exact, for its errors grow."""
 
     def __init__(self, tape: Tape, x: Tensor, result: Tensor, dim: int, *, log: bool) -> None:
         super().__init__([tape.node(x)], tape, result)
@@ -80,7 +80,7 @@ class Softmax(Operation):
         mean = (p * d).sum(self._dim, keepdim=True)
         return d - mean if self._log else p * (d - mean)
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         straight = None if dg is None else self.adjoint(dg, [True])[0]
         if dx[0] is None:
             return [straight]
@@ -139,7 +139,7 @@ def _pointwise(derive: Derive) -> Rule:
 def _clamp(
     tape: Tape, func: Any, args: Arguments, kwargs: Mapping[str, Any], result: Tensor
 ) -> Sequence[Operation]:
-    low, high = [*args[1:], *[-1, 1][len(args) - 1 :]]
+    low, high = [*map(float, args[1:]), *(-1.0, 1.0)[len(args) - 1 :]]
     return [Pointwise(tape, args[0], result, _between(low, high))]
 
 

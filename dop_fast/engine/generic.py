@@ -31,7 +31,9 @@ class Generic(Operation):
 
     @torch.enable_grad()
     def _run(self) -> tuple[list[Tensor], Tensor]:
-        leaves: list[Any] = [leaf.exact if isinstance(leaf, Kept) else leaf for leaf in self._leaves]
+        leaves: list[Any] = [
+            leaf.exact if isinstance(leaf, Kept) else leaf for leaf in self._leaves
+        ]
         inputs = [leaves[i].detach().requires_grad_() for i in self._active]
         for i, value in zip(self._active, inputs, strict=True):
             leaves[i] = value
@@ -49,7 +51,7 @@ class Generic(Operation):
         # the adjoint is linear in u: its own adjoint is the tangent
         return _slopes(_dot(_slopes(result, inputs, u, create_graph=True), dx), [u])[0]
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         inputs, result = self._run()
         bent = _slopes(_dot(_slopes(result, inputs, g, create_graph=True), dx), inputs)
         if dg is None:

@@ -39,7 +39,7 @@ class Linear(Operation):
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         return None if all(d is None for d in dx) else self._forward(dx)
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         return [None] * len(self.inputs) if dg is None else self._backward(dg)
 
 
@@ -171,7 +171,8 @@ def _max_pool(
 ) -> Sequence[Operation]:
     """Max pooling picks the same elements whatever the direction."""
     x, kernel, *rest = args
-    stride, padding, dilation, ceil = [*rest, *[[], 0, 1, False][len(rest) :]]
+    defaults: list[Any] = [[], 0, 1, False]
+    stride, padding, dilation, ceil = [*rest, *defaults[len(rest) :]]
     values, indices = result
     shape = x.shape
 

@@ -56,7 +56,7 @@ class BatchNorm(Operation):
         )
         return unrows(dz, x.shape)
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         x = self.value
         assert self._gx is not None and self._b is not None
         slopes = dualnorm.tangent_adjoint(
@@ -109,7 +109,7 @@ class GroupedNorm(Operation):
         (xhat, rstd), d = self._xhat(), self._groups(dx[0])
         return self._scaled(self._shaped(rstd * _centred(d, xhat)))
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         straight = None if dg is None else self.adjoint(dg, [True])[0]
         if dx[0] is None:
             return [straight]

@@ -49,7 +49,7 @@ class Bilinear(Operation):
             None if db is None else self._product.of(a, db),
         )
 
-    def tangent_adjoint(self, dg: Slope, g: Slope, dx: Sequence[Slope]) -> Sequence[Slope]:
+    def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         a, b = (kept.value for kept in self.kept)
         g, dg = self._lower(g), self._lowered(dg)
         da, db = (self._lowered(d) for d in dx)

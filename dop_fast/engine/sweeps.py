@@ -85,7 +85,12 @@ class Recording:
                     if want and node is not None:
                         node.grad = add(node.grad, slope)
             if tangent and operation.reached:
-                slopes = operation.tangent_adjoint(output.dgrad, output.grad, _tangents(operation))
+                # what is not curved may find no adjoint: it does not look at it
+                slopes = operation.tangent_adjoint(
+                    output.dgrad,
+                    output.grad,  # type: ignore[arg-type]
+                    _tangents(operation),
+                )
                 for node, slope in zip(operation.inputs, slopes, strict=True):
                     if node is not None:
                         node.dgrad = add(node.dgrad, slope)
@@ -120,7 +125,9 @@ def _reaching(operations: list[Operation], end: Node) -> list[Operation]:
 def fused(operations: list[Operation]) -> list[Operation]:
     """Let each batch norm do the residual addition and the ReLU that are all its result is for."""
     uses = Counter(node for operation in operations for node in operation.inputs)
-    made_by: dict[Node | None, Operation] = {operation.output: operation for operation in operations}
+    made_by: dict[Node | None, Operation] = {
+        operation.output: operation for operation in operations
+    }
     done: list[Operation | None] = []
     place = {}
     for operation in operations:
