@@ -99,10 +99,9 @@ def keep_top(scores: Scores, sparsity: float) -> MaskSet:
     if not scores:
         raise ModelError("there are no weights to prune", "score a model that has convolutions")
     total = sum(score.numel() for score in scores.values())
+    k = max(1, round(total * (1 - sparsity)))
     try:
-        packed = select.top(
-            list(scores.values()), max(1, round(total * (1 - sparsity))), finite=True
-        )
+        packed = select.top(list(scores.values()), k, finite=True)
     except select.UnorderedError as error:
         name = list(scores)[error.layer]
         raise ModelError(

@@ -29,7 +29,9 @@ class _Passes(Protocol):
 
     def second(self, high: int) -> Tensor: ...
 
-    def equal(self, threshold: float) -> tuple[Tensor, Sequence[tuple[int, int]]]: ...
+    def equal(self, threshold: float) -> Tensor: ...
+
+    def start(self, piece: int) -> tuple[int, int]: ...
 
     def masks(self, threshold: float, cuts: Sequence[int]) -> list[Tensor]: ...
 
@@ -50,11 +52,11 @@ def top(scores: Sequence[Tensor], k: int, *, finite: bool = False) -> list[Tenso
     singles = [score.detach().float() for score in scores]
     passes = _passes(singles)
     counts = passes.first()
-    high, rank, _ = _locate(counts, k)
     # of a float32 all exponent bits are set: the outer 1/512 of the bins at both ends
     edge = len(counts) // 512
     if int(counts[:edge].sum() + counts[-edge:].sum()):
         _check(singles, finite)
+    high, rank, _ = _locate(counts, k)
     low, rank, equal = _locate(passes.second(high), rank)
     threshold = _float((high - (1 << 31 - passes.low) << passes.low) | low)
     return passes.masks(threshold, _cuts(passes, singles, threshold, rank, equal))
@@ -76,10 +78,11 @@ def _check(scores: Sequence[Tensor], finite: bool) -> None:
 
 def _locate(counts: Tensor, rank: int) -> tuple[int, int, int]:
     """Return the bin of the `rank`-th from the top, its rank in there, and the bin's count."""
-    upto = counts.flip(0).cumsum(0)
-    at = int(torch.searchsorted(upto, rank))
-    count = int(counts[-1 - at])
-    return len(counts) - 1 - at, rank - int(upto[at]) + count, count
+    upto = counts.cumsum_(0)  # in place: a GPU's counts are no small part of few scores
+    last = int(upto[-1])
+    at = int(torch.searchsorted(upto, last - rank, right=True))
+    before = int(upto[at - 1]) if at else 0
+    return at, rank - last + int(upto[at]), int(upto[at]) - before
 
 
 def _float(key: int) -> float:
@@ -95,10 +98,10 @@ def _cuts(
     sizes = [score.numel() for score in scores]
     if stay == equal:
         return sizes
-    counts, starts = passes.equal(threshold)
+    counts = passes.equal(threshold)
     upto = counts.cumsum(0)
     at = int(torch.searchsorted(upto, stay))
     stay -= int(upto[at] - counts[at])
-    tensor, start = starts[at]
+    tensor, start = passes.start(at)
     places = (scores[tensor].reshape(-1)[start:] == threshold).nonzero()
     return [*sizes[:tensor], start + int(places[stay - 1]) + 1, *(0 for _ in sizes[tensor + 1 :])]

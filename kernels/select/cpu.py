@@ -37,8 +37,8 @@ class Passes:
         counts = self._counts(lambda values, into: _second(values, into, bits))
         return counts if high >= HALF else counts.flip(0)
 
-    def equal(self, threshold: float) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Count the scores equal to the threshold in each piece; tell where the pieces start."""
+    def equal(self, threshold: float) -> Tensor:
+        """Count the scores equal to the threshold in each piece, int64[pieces]."""
         counts = np.empty(len(self._work), np.int64)
         shares = spread(
             lambda share: [_equal(_flat(piece), np.float32(threshold)) for piece in share],
@@ -46,7 +46,11 @@ class Passes:
         )
         for first, share in enumerate(shares):
             counts[first :: len(shares)] = share
-        return torch.from_numpy(counts), [piece[:2] for piece in self._work]
+        return torch.from_numpy(counts)
+
+    def start(self, piece: int) -> tuple[int, int]:
+        """Return the tensor of a piece, and its first element's index there."""
+        return self._work[piece][:2]
 
     def masks(self, threshold: float, cuts: Sequence[int]) -> list[Tensor]:
         """Keep what is above the threshold and, up to its tensor's cut, what is equal to it."""

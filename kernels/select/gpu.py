@@ -17,7 +17,10 @@ WAVES = 4
 
 
 class Passes:
-    """What `select.top` asks of float32 tensors; those that are not contiguous are copied."""
+    """What `select.top` asks of float32 tensors; those that are not contiguous are copied.
+
+    Counts are of 32 bits: 2^31 scores at most.
+    """
 
     low = LOW
 
@@ -29,7 +32,7 @@ class Passes:
         self._work = blocks(self._sizes, BLOCK, self._device)
 
     def first(self) -> Tensor:
-        """Count all scores by the high bits of their keys, int64[2^12]."""
+        """Count all scores by the high bits of their keys, int32[2^12]."""
         counts = self._zeros(1 << 32 - LOW)
         work = blocks(self._sizes, COUNTED, self._device)
         processors = (
@@ -39,24 +42,29 @@ class Passes:
         )
         grid = (min(len(work), WAVES * processors),)
         _first[grid](self._table, work, len(work), counts, self._aligned, LOW, COUNTED, num_warps=8)
-        return counts.long()
+        return counts
 
     def second(self, high: int) -> Tensor:
-        """Count those of one such bin by the low bits, int64[2^20]."""
+        """Count those of one such bin by the low bits, int32[2^20]."""
         counts = self._zeros(1 << LOW)
         _second[(len(self._work),)](
             self._table, self._work, high, counts, self._aligned, LOW, BLOCK, num_warps=8
         )
-        return counts.long()
+        return counts
 
-    def equal(self, threshold: float) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Count the scores equal to the threshold in each block; tell where the blocks start."""
+    def equal(self, threshold: float) -> Tensor:
+        """Count the scores equal to the threshold in each block, int32[blocks]."""
         counts = self._zeros(len(self._work))
         _equal[(len(self._work),)](
             self._table, self._work, self._single(threshold), counts, self._aligned, BLOCK,
             num_warps=8,
         )  # fmt: skip
-        return counts.long(), [(row[0], row[1]) for row in self._work.tolist()]
+        return counts
+
+    def start(self, piece: int) -> tuple[int, int]:
+        """Return the tensor of a block, and its first element's index there."""
+        tensor, start, _ = self._work[piece].tolist()
+        return tensor, start
 
     def masks(self, threshold: float, cuts: Sequence[int]) -> list[Tensor]:
         """Keep what is above the threshold and, up to its tensor's cut, what is equal to it."""
