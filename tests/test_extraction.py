@@ -158,6 +158,35 @@ def test_a_class_does_not_depend_on_the_classes_before_it(train: ImageSet, folde
     assert same(alone.extract(blue), first)
 
 
+def test_random_sets_are_made_once_for_a_teacher_and_its_images(
+    train: ImageSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red, made = train.classes.index("red"), []
+    make = Extractor._new_random
+    monkeypatch.setattr(Extractor, "_new_random", lambda self: made.append(1) or make(self))
+
+    def run(seed: int = 0, layer: str = "look", **changes: object) -> tuple[ClassConcepts, int]:
+        made.clear()
+        other = extractor(train, folder, top=8, **{"alpha": 1.0, **changes})
+        kept = dataclasses.replace(other, cache=tmp_path / "random.zarr", seed=seed, layer=layer)
+        return kept.extract(red), len(made)
+
+    without = extractor(train, folder, top=8, alpha=1.0).extract(red)
+    (first, count), (second, again) = run(), run()
+    assert (count, again) == (1, 0)
+    assert same(first, without) and same(second, without)
+    assert run(alpha=0.05, cav="sgd")[1] == 0  # no part in the activations
+    for changes in ({"seed": 1}, {"layer": "colour"}, {"negatives": "photos"}, {"amp": "bf16"}):
+        assert run(**changes)[1] == 1
+        assert run(**changes)[1] == 0  # bfloat16 is read as it was stored, too
+    chunk = next(
+        path for path in (tmp_path / "random.zarr" / "rows").rglob("*") if "0" in path.name
+    )
+    chunk = chunk if chunk.is_file() else next(p for p in chunk.rglob("*") if p.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert run(amp="bf16")[1] == 1
+
+
 def test_concepts_index_the_segments_of_the_discovery_images(train: ImageSet, folder: Path) -> None:
     red = train.classes.index("red")
     extraction = extractor(train, folder, top=8, alpha=1.0)

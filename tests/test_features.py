@@ -73,10 +73,13 @@ def test_folding_leaves_the_layer_as_it_is(name: str, layer: str, left: int) -> 
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
-def test_gradients_are_those_of_the_teacher() -> None:
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_gradients_are_those_of_the_teacher_in_float32_at_what_was_seen(amp: str) -> None:
     model, x = trained("resnet18"), batch()
-    found = Probe(model, "layer3", CPU, "bf16").gradients([x], 4, "logprob")
-    held = output_of(model, "layer3", x).requires_grad_()
+    probe = Probe(model, "layer3", CPU, amp)
+    found = probe.gradients([x], 4, "logprob")
+    (seen,) = probe.activations([x]) if amp == "bf16" else (output_of(model, "layer3", x),)
+    held = seen.float().clone().requires_grad_()
     logits = model.fc(model.avgpool(model.layer4(held)).flatten(1))
     (expected,) = torch.autograd.grad(logits.log_softmax(1)[:, 4].sum(), held)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
