@@ -142,6 +142,28 @@ def test_maps_too_large_to_keep_are_made_again(
     assert torch.allclose(kept.rows(index), again.rows(index), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_what_was_seen_before_is_not_what_is_seen_now(
+    cut: tuple[np.ndarray, Segments], amp: str
+) -> None:
+    images, segments = cut
+    exact, index = Exact(teacher_probe(amp), DATA, CONFIG), np.array([2, 11])
+    first = exact.segments(images, segments)
+    rows = first.rows(index).float()
+    memory = exact._memory
+    fewer = exact.segments(images[::-1].copy(), segments.select(np.arange(20)))
+    assert exact._memory is memory  # used again
+    assert not torch.allclose(fewer.rows(index).float(), rows, rtol=1e-2, atol=1e-2)
+    assert torch.allclose(first.rows(index).float(), rows, rtol=1e-2, atol=1e-2)
+
+
+def test_a_cpu_takes_large_images_in_small_batches() -> None:
+    config = ExtractConfig(batch_size=100)
+    sizes = [features.at_once(config, side, CPU) for side in (32, 224, 2000)]
+    assert sizes == [100, 16, 1]
+    assert features.at_once(config, 224, torch.device("cuda")) == 100
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (4, 4), (7, 5), (32, 32)])
 def test_cells_are_the_shares_of_area_by_counting(
     cut: tuple[np.ndarray, Segments], grid: tuple[int, int]

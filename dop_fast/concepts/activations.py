@@ -76,7 +76,7 @@ class Probe:
         gradient is the same for all images, so that its TCAV scores are 0 or 1. The part behind
         the layer computes in float32.
         """
-        found = []
+        found: list[Tensor] = []
         for activation, logits in self._logits(batches):
             h = logits if kind == "logit" else logits.log_softmax(dim=1)
             found += torch.autograd.grad(h[:, class_id].sum(), activation)

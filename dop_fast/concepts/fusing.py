@@ -1,6 +1,7 @@
 """Convolutions on a CPU that also add and clip, so that an activation is passed over once."""
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,8 +20,9 @@ class Fused(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
-        lists = (convolution.padding, convolution.stride, convolution.dilation)
-        self.about = (*map(list, lists), convolution.groups)
+        self.about: Any = (
+            convolution.padding, convolution.stride, convolution.dilation, convolution.groups
+        )  # fmt: skip
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return relu(convolution(x) + other), [n c h w]."""
@@ -41,9 +43,10 @@ class Fused(nn.Module):
 
     def _fits(self, x: Tensor, other: Tensor) -> bool:
         padding, stride, dilation, _ = self.about
-        kernel = self.convolution.kernel_size
-        spans = zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
-        sides = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, p, d, k, s in spans)
+        sides = (
+            (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel - 1) - 1) // stride[i] + 1
+            for i, kernel in enumerate(self.convolution.kernel_size)
+        )
         return (
             other.shape == (len(x), self.convolution.out_channels, *sides)
             and other.dtype == x.dtype
@@ -103,9 +106,13 @@ def _before(
     if len(set(terms)) < 2 or not _fusible(terms[1], modules) or len(terms[1].users) > 1:
         return None
     other = terms[0]
-    # memory of its own that nobody looks at after the convolution
-    own = _is(other, modules, nn.Conv2d) and max(order[user] for user in other.users)
-    return (terms[1], other) if own == order[source] else None
+    # memory of its own that nobody looks at during the convolution, or after it
+    free = (
+        _is(other, modules, nn.Conv2d)
+        and other is not terms[1].args[0]
+        and max(order[user] for user in other.users) == order[source]
+    )
+    return (terms[1], other) if free else None
 
 
 def _fusible(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

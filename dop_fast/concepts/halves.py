@@ -21,10 +21,10 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
         graph = watch.trace(model)
     except UNTRACEABLE:
         return None
-    if watch.output is None:
+    output, behind = watch.output, False
+    if output is None:
         return None
     trunk, head = fx.Graph(), fx.Graph()
-    output, behind = watch.output, False
     before: dict[fx.Node, fx.Node] = {}
     after = {output: head.placeholder("activation")}
     for node in graph.nodes:
@@ -44,7 +44,8 @@ class _Watch(fx.Tracer):
 
     def __init__(self, layer: str) -> None:
         super().__init__()
-        self.layer, self.output = layer, None
+        self.layer = layer
+        self.output: fx.Node | None = None
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(m, forward, args, kwargs)
