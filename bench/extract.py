@@ -242,9 +242,9 @@ def stages(
 
     rows = [
         _parts.forward(probe, batch, CONFIG, seconds),
-        _parts.random_sets(jittered(maps, 940, 4), bare_s, seconds),
+        _parts.random_sets(jittered(maps, 940, 4), bare_s),
         _parts.separators(lambda maps: separating(maps, IMAGES), maps, cav_s, seconds),
-        *_parts.means(pooled, segments.image, replace(CONFIG, min_members=2), seconds),
+        *_parts.means(pooled, CONFIG, seconds),
     ]
 
     slic_s, mask_s, crop_s, each = authors_front(sources, sample)
