@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import _parts
 import numba
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from dop_fast.concepts import Extractor
 from dop_fast.concepts.activations import Probe
 from dop_fast.concepts.cavs import hold, tcav
 from dop_fast.concepts.clusters import Cluster, cluster
-from dop_fast.concepts.features import Exact, Roi, Seen
+from dop_fast.concepts.features import Exact, Roi, Seen, at_once
 from dop_fast.concepts.segments import LARGE, segment
 from dop_fast.config import DataConfig, ExtractConfig
 from dop_fast.images import normalise, open_images
@@ -199,7 +200,7 @@ def jittered(rows: Tensor, count: int, seed: int) -> Tensor:
     generator = torch.Generator(rows.device).manual_seed(seed)
     drawn = torch.randint(len(rows), (count,), generator=generator, device=rows.device)
     noise = torch.randn((count, 1), generator=generator, device=rows.device)
-    return rows[drawn] * (1 + 0.1 * noise) + 0.1 * rows[drawn.roll(1)]
+    return (rows[drawn] * (1 + 0.1 * noise) + 0.1 * rows[drawn.roll(1)]).to(rows.dtype)
 
 
 def separating(maps: Tensor, photos: int) -> Callable[[], object]:
@@ -219,18 +220,19 @@ def separating(maps: Tensor, photos: int) -> Callable[[], object]:
 
 def stages(
     sources: Array, segments: Segments, model: nn.Module, layer: str, sample: Sample
-) -> tuple[list[Stage], float]:
-    """Return one class's stages, and the seconds of a segment's bare forward."""
+) -> tuple[list[Stage], float, list[Row]]:
+    """Return one class's stages, the seconds of a segment's bare forward, and rows of parts."""
     probe = Probe(model, layer, DEVICE, CONFIG.amp)
     exact, count = Exact(probe, DATA, CONFIG), len(segments)
     front_s = seconds(lambda: segment(sources, CONFIG))
     index = np.linspace(0, count - 1, sample.segments).astype(int)
     on_device = torch.from_numpy(sources).to(DEVICE)
     batch = compose(on_device, segments, index, ENTRY, buffer(len(index), probe.dtype))
-    given = list(probe.activations([batch]))
-    bare_s = seconds(lambda: list(probe.activations([batch]))) / len(index)
+    batches = batch.split(at_once(CONFIG, SIDE, DEVICE))
+    given = list(probe.activations(batches))
+    bare_s = seconds(lambda: list(probe.activations(batches))) / len(index)
     seen = exact.segments(sources, segments.select(index))
-    free = replace(exact, probe=Free(given), config=replace(CONFIG, batch_size=len(index)))
+    free = replace(exact, probe=Free(given))
     around_s = seconds(lambda: free.segments(sources, segments.select(index)))
     maps = seen.rows(np.arange(len(index)))
     pooled = jittered(seen.pooled, count, 0).cpu().numpy()
@@ -238,10 +240,17 @@ def stages(
     cav_s = seconds(separating(maps, IMAGES), 1)
     gradients_s = seconds(lambda: exact.gradients(sources[:8], 0), 1) / 8 * IMAGES
 
+    rows = [
+        _parts.forward(probe, batch, CONFIG, seconds),
+        _parts.random_sets(jittered(maps, 940, 4), bare_s),
+        _parts.separators(lambda maps: separating(maps, IMAGES), maps, cav_s, seconds),
+        *_parts.means(pooled, CONFIG, seconds),
+    ]
+
     slic_s, mask_s, crop_s, each = authors_front(sources, sample)
     forward_s = authors_forward(model, sample.forwards)
     published = KMeans(CONFIG.clusters, n_init=10, random_state=0)
-    sgd_s = sgd(maps[: 2 * CONFIG.max_members].cpu().numpy(), sample.fits)
+    sgd_s = sgd(maps[: 2 * CONFIG.max_members].float().cpu().numpy(), sample.fits)
     scale = count / len(index)
     again = CONCEPTS * CONFIG.max_members + (CONFIG.random_sets + 1) * CONFIG.max_members
     return [
@@ -255,7 +264,7 @@ def stages(
               forward_s * (each * IMAGES + again), forward=True),
         Stage("gradients; 8 photos, peer: 1", gradients_s, authors_gradient(model) * IMAGES,
               forward=True),
-    ], bare_s  # fmt: skip
+    ], bare_s, rows  # fmt: skip
 
 
 def regions(sources: Array, segments: Segments, model: nn.Module, layer: str) -> float:
@@ -276,7 +285,7 @@ def regions(sources: Array, segments: Segments, model: nn.Module, layer: str) ->
 def one_class(sources: Array, segments: Segments, sample: Sample) -> list[Row]:
     """Return a row for each stage, then the totals that goals are set for."""
     model, layer = resnet50(sources)
-    found, bare_s = stages(sources, segments, model, layer, sample)
+    found, bare_s, parts = stages(sources, segments, model, layer, sample)
     roi_s = regions(sources, segments, model, layer)
     device = DEVICE.type
 
@@ -294,7 +303,7 @@ def one_class(sources: Array, segments: Segments, sample: Sample) -> list[Row]:
     ]
     rate, most = len(segments) / ours, 1 / bare_s
     what = "segments from end to end, bare forward"
-    return [*rows, Row(what, device, rate, most, "1/s", rate / most, 0.8)]
+    return [*rows, *parts, Row(what, device, rate, most, "1/s", rate / most, 0.8)]
 
 
 @dataclass(frozen=True)
@@ -310,8 +319,8 @@ class Found:
 
 def scores(extractor: Extractor, found: Found) -> Array:
     """Return the TCAV of given clusters, as this extractor sees their members."""
-    seen = extractor.features.segments(found.sources, found.segments)
     _, against = extractor.background(found.class_id, found.held_out)
+    seen = extractor.features.segments(found.sources, found.segments)
     rows = [seen.rows(group.members) for group in found.clusters]
     return np.array([tcav(one, against, extractor.config.cav, 0)[0].mean() for one in rows])
 

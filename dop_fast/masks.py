@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from dop_fast import __version__
 from dop_fast.errors import ConfigError, ModelError, StoreError
+from dop_fast.kernels import bits, select
 from dop_fast.types import Scores
 
 SCHEMA, VERSION = "dopfast.mask", 1
@@ -98,30 +98,21 @@ def keep_top(scores: Scores, sparsity: float) -> MaskSet:
         raise ConfigError(f"sparsity must lie in [0, 1), got {sparsity}", "try --sparsity 0.9")
     if not scores:
         raise ModelError("there are no weights to prune", "score a model that has convolutions")
-    for name, score in scores.items():
-        if not bool(score.isfinite().all()):
-            raise ModelError(f"a score in {name} is NaN or infinite", "score on other material")
-    values = torch.cat([score.detach().flatten() for score in scores.values()])
-    values = values.to("cpu", torch.promote_types(values.dtype, torch.float32))
-    keep = torch.from_numpy(_top(values.numpy(), max(1, round(len(values) * (1 - sparsity)))))
-    parts = torch.split(keep, [score.numel() for score in scores.values()])
-    # clones: a layer's mask must not hold on to all the others
+    total = sum(score.numel() for score in scores.values())
+    k = max(1, round(total * (1 - sparsity)))
+    try:
+        packed = select.top(list(scores.values()), k, finite=True)
+    except select.UnorderedError as error:
+        name = list(scores)[error.layer]
+        raise ModelError(
+            f"a score in {name} is NaN or infinite", "score on other material"
+        ) from error
     return MaskSet(
         {
-            name: part.reshape(score.shape).clone()
-            for (name, score), part in zip(scores.items(), parts, strict=True)
+            name: bits.unpack(part.cpu(), score.shape)
+            for (name, score), part in zip(scores.items(), packed, strict=True)
         }
     )
-
-
-def _top(values: "np.ndarray[Any, Any]", k: int) -> "np.ndarray[Any, Any]":
-    """Return where the k largest values are, bool[n]; of equal ones the first."""
-    # a partition, not a top-k: which of equal values a top-k takes depends on the device
-    threshold = np.partition(values, len(values) - k)[len(values) - k]
-    keep = values > threshold
-    equal = np.flatnonzero(values == threshold)
-    keep[equal[: k - int(keep.sum())]] = True
-    return np.asarray(keep)
 
 
 def apply_(model: nn.Module, mask_set: MaskSet) -> None:
@@ -167,7 +158,7 @@ def _misfits(
 
 def save(path: Path, mask_set: MaskSet) -> None:
     """Write the masks to `path`, in place of an older file."""
-    packed = {name: np.packbits(mask.numpy().ravel()) for name, mask in mask_set.masks.items()}
+    packed = {name: bits.pack(mask).numpy() for name, mask in mask_set.masks.items()}
     layers = {row.name: {"shape": row.shape, "kept": row.kept} for row in mask_set.layers()}
     metadata = {
         "schema": SCHEMA,
@@ -237,7 +228,7 @@ def _unpack(file: Any, name: str, row: Any) -> Tensor:
     total = math.prod(shape)
     if min(shape, default=1) < 1 or stored.get_shape() != [-(-total // 8)]:
         raise _DamageError(f"the bits of {name} do not fit its shape {shape}")
-    bits = np.unpackbits(file.get_tensor(name), count=total).reshape(shape).view(np.bool_)
-    if int(bits.sum()) != kept:
-        raise _DamageError(f"{name} keeps {int(bits.sum())} weights, its table says {kept}")
-    return torch.from_numpy(bits)
+    mask = bits.unpack(torch.from_numpy(file.get_tensor(name)), shape)
+    if (found := int(mask.sum())) != kept:
+        raise _DamageError(f"{name} keeps {found} weights, its table says {kept}")
+    return mask

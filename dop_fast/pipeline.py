@@ -30,6 +30,7 @@ from dop_fast.workspace import TOML, Workspace
 from dop_fast.workspace import create as write
 
 T = TypeVar("T")
+RANDOM = "random.zarr"
 Training: TypeAlias = Generator[training.Epoch, None, dict[str, float]]
 """Yields every epoch, and returns the run's top1, top5 and loss."""
 
@@ -115,11 +116,16 @@ def extract(
     force: bool = False,
     track: Track = untracked,
 ) -> PatchStore:
-    """Find every class's concepts (ACE) and store them; an interrupted run goes on."""
+    """Find every class's concepts (ACE) and store them; an interrupted run goes on.
+
+    Activations of the random sets stay in `RANDOM` for runs with the same teacher and images.
+    """
     train, _ = open_data(workspace)
     given = teacher_config(workspace)
     teacher = models.load_teacher(given, len(train.classes), workspace.root)
-    extractor = Extractor(teacher, given.layer, train, workspace.data, config, seed, device)
+    extractor = Extractor(
+        teacher, given.layer, train, workspace.data, config, seed, device, workspace.root / RANDOM
+    )
     header = Header(
         classes=train.classes,
         canvas=(train.size, train.size),

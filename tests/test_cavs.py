@@ -101,6 +101,17 @@ def test_tcav_is_the_share_of_gradients_along_the_explicit_vector(cav: str, coun
     assert accuracy == pytest.approx(np.mean(accuracies))
 
 
+def test_products_of_bfloat16_are_rounded_less_than_bfloat16() -> None:
+    one, other = rows(0, 30, 9000).bfloat16(), rows(1, 20, 9000).bfloat16()
+    exact = one.double().numpy() @ other.double().numpy().T
+    by_torch = (one @ other.T).double().numpy()
+    found = cavs.products(one, other)
+    assert found.dtype == np.float64
+    assert np.abs(found - exact).mean() < 0.5 * np.abs(by_torch - exact).mean()
+    assert np.allclose(found, exact, rtol=2**-8)
+    assert np.allclose(cavs.products(one.float(), other.float()), exact, rtol=1e-5)
+
+
 def test_p_value_is_the_one_sided_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     for shift in (-0.2, 0.0, 0.1, 0.5):

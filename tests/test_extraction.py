@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ttest_1samp
+from sklearn.cluster import KMeans
 from torch import nn
 
-from dop_fast.concepts import Extractor
+from dop_fast.concepts import Extractor, clusters
 from dop_fast.concepts.clusters import cluster, popular
 from dop_fast.config import DataConfig, ExtractConfig
 from dop_fast.errors import DataError
@@ -158,6 +159,32 @@ def test_a_class_does_not_depend_on_the_classes_before_it(train: ImageSet, folde
     assert same(alone.extract(blue), first)
 
 
+def test_random_sets_are_made_once_for_a_teacher_and_its_images(
+    train: ImageSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red, made = train.classes.index("red"), []
+    make = Extractor._new_random
+    monkeypatch.setattr(Extractor, "_new_random", lambda self: made.append(1) or make(self))
+
+    def run(seed: int = 0, layer: str = "look", **changes: object) -> tuple[ClassConcepts, int]:
+        made.clear()
+        other = extractor(train, folder, top=8, **{"alpha": 1.0, **changes})
+        kept = dataclasses.replace(other, cache=tmp_path / "random.zarr", seed=seed, layer=layer)
+        return kept.extract(red), len(made)
+
+    without = extractor(train, folder, top=8, alpha=1.0).extract(red)
+    (first, count), (second, again) = run(), run()
+    assert (count, again) == (1, 0)
+    assert same(first, without) and same(second, without)
+    assert run(alpha=0.05, cav="sgd")[1] == 0  # no part in the activations
+    for changes in ({"seed": 1}, {"layer": "colour"}, {"negatives": "photos"}, {"amp": "bf16"}):
+        assert run(**changes)[1] == 1
+        assert run(**changes)[1] == 0  # bfloat16 is read as it was stored, too
+    chunk = next(path for path in tmp_path.rglob("rows/c/*/*") if path.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert run(amp="bf16")[1] == 1
+
+
 def test_concepts_index_the_segments_of_the_discovery_images(train: ImageSet, folder: Path) -> None:
     red = train.classes.index("red")
     extraction = extractor(train, folder, top=8, alpha=1.0)
@@ -239,6 +266,20 @@ def test_a_cluster_keeps_the_members_nearest_to_its_centre() -> None:
         assert np.array_equal(group.members, expected[:7])
         assert (group.size, group.sources) == (30, 10)
         assert group.cost == pytest.approx(apart[inside].mean(), rel=1e-4)
+
+
+def test_starts_among_some_of_the_points_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).normal(size=(600, 20)).astype(np.float32)
+    config, image = ExtractConfig(clusters=10, min_members=20), np.arange(600) % 50
+    monkeypatch.setattr(clusters, "SEEDED", 100)
+    ours, published = [], []
+    for seed in range(8):
+        groups = cluster(points, image, config, seed)
+        ours.append(sum(group.size * group.cost for group in groups))
+        means = KMeans(10, n_init=1, random_state=seed).fit(points)
+        published.append(np.linalg.norm(points - means.cluster_centers_[means.labels_], axis=1))
+        assert sum(group.size for group in groups) == len(points)
+    assert np.mean(ours) < 1.005 * np.mean(np.sum(published, axis=1))
 
 
 def test_small_clusters_and_those_of_one_image_are_left_out() -> None:

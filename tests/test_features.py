@@ -73,10 +73,13 @@ def test_folding_leaves_the_layer_as_it_is(name: str, layer: str, left: int) -> 
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
-def test_gradients_are_those_of_the_teacher() -> None:
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_gradients_are_those_of_the_teacher_in_float32_at_what_was_seen(amp: str) -> None:
     model, x = trained("resnet18"), batch()
-    found = Probe(model, "layer3", CPU, "bf16").gradients([x], 4, "logprob")
-    held = output_of(model, "layer3", x).requires_grad_()
+    probe = Probe(model, "layer3", CPU, amp)
+    found = probe.gradients([x], 4, "logprob")
+    (seen,) = probe.activations([x]) if amp == "bf16" else (output_of(model, "layer3", x),)
+    held = seen.float().clone().requires_grad_()
     logits = model.fc(model.avgpool(model.layer4(held)).flatten(1))
     (expected,) = torch.autograd.grad(logits.log_softmax(1)[:, 4].sum(), held)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
@@ -137,6 +140,28 @@ def test_maps_too_large_to_keep_are_made_again(
     assert torch.equal(kept.pooled, again.pooled)
     assert not torch.equal(kept.rows(index), again.rows(index))
     assert torch.allclose(kept.rows(index), again.rows(index), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_what_was_seen_before_is_not_what_is_seen_now(
+    cut: tuple[np.ndarray, Segments], amp: str
+) -> None:
+    images, segments = cut
+    exact, index = Exact(teacher_probe(amp), DATA, CONFIG), np.array([2, 11])
+    first = exact.segments(images, segments)
+    rows = first.rows(index).float()
+    memory = exact._memory
+    fewer = exact.segments(images[::-1].copy(), segments.select(np.arange(20)))
+    assert exact._memory is memory  # used again
+    assert not torch.allclose(fewer.rows(index).float(), rows, rtol=1e-2, atol=1e-2)
+    assert torch.allclose(first.rows(index).float(), rows, rtol=1e-2, atol=1e-2)
+
+
+def test_a_cpu_takes_large_images_in_small_batches() -> None:
+    config = ExtractConfig(batch_size=100)
+    sizes = [features.at_once(config, side, CPU) for side in (32, 224, 2000)]
+    assert sizes == [100, 16, 1]
+    assert features.at_once(config, 224, torch.device("cuda")) == 100
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (4, 4), (7, 5), (32, 32)])

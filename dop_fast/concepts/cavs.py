@@ -26,10 +26,13 @@ Over 5 classes of CIFAR-10, of 0.01, 0.1, 1 and 10 this ranks concepts most like
 (Spearman 0.95, two sets of SGD runs among themselves 0.97) and separates held-out rows best.
 """
 
+PART = 2048
+"""Dimensions whose products in bfloat16 are summed before they are rounded."""
+
 
 @dataclass(frozen=True)
 class RandomSets:
-    """Random sets `rows` float32[s n d] beside the class's `gradients` float32[t d].
+    """Random sets `rows` [s n d] beside the class's `gradients` [t d], of the same type.
 
     `gram` float64[s n n] and `along` float64[t s n] are what they have in common with every
     concept of the class.
@@ -42,14 +45,28 @@ class RandomSets:
 
 
 def hold(rows: Tensor, gradients: Tensor) -> RandomSets:
-    """Prepare random sets [s n d] to hold concepts against."""
-    gram = _float64(rows @ rows.transpose(1, 2))
-    along = _float64(gradients @ rows.flatten(0, 1).T).reshape(-1, *rows.shape[:2])
+    """Prepare random sets [s n d], float32 or bfloat16, to hold concepts against."""
+    gradients = gradients.to(rows.dtype)
+    gram = np.stack([products(part, part) for part in rows])
+    along = products(gradients, rows.flatten(0, 1)).reshape(-1, *rows.shape[:2])
     return RandomSets(rows, gradients, gram, along)
 
 
+def products(one: Tensor, other: Tensor) -> Floats:
+    """Return the inner products of rows [a d] with rows [b d], float64[a b].
+
+    Those of bfloat16 are summed in parts: torch rounds a product of matrices to their own type.
+    """
+    if one.dtype != torch.bfloat16:
+        return _float64(one @ other.T)
+    total = torch.zeros((len(one), len(other)), device=one.device)
+    for start in range(0, one.shape[1], PART):
+        total += one[:, start : start + PART] @ other[:, start : start + PART].T
+    return _float64(total)
+
+
 def tcav(concept: Tensor, against: RandomSets, cav: str, seed: int) -> tuple[Floats, float]:
-    """Return the TCAV score of `concept` float32[q d] for each random set, and CAV accuracy.
+    """Return the TCAV score of `concept` [q d] for each random set, and CAV accuracy.
 
     Eq. 5: the share of the class's images whose gradient has a positive component along the CAV,
     which points toward the concept. The larger of concept and set is cut to the smaller's count.
@@ -58,13 +75,13 @@ def tcav(concept: Tensor, against: RandomSets, cav: str, seed: int) -> tuple[Flo
     n = min(len(concept), size)
     concept = concept[:n]
     gram = np.empty((sets, 2 * n, 2 * n))
-    gram[:, :n, :n] = _float64(concept @ concept.T)
-    cross = concept @ against.rows.reshape(sets * size, width).T
-    gram[:, :n, n:] = _float64(cross).reshape(n, sets, size)[..., :n].swapaxes(0, 1)
+    gram[:, :n, :n] = products(concept, concept)
+    cross = products(concept, against.rows.reshape(sets * size, width))
+    gram[:, :n, n:] = cross.reshape(n, sets, size)[..., :n].swapaxes(0, 1)
     gram[:, n:, :n] = gram[:, :n, n:].swapaxes(1, 2)
     gram[:, n:, n:] = against.gram[:, :n, :n]
     dual, accuracy = ridge(gram) if cav == "ridge" else sgd(gram, seed)
-    toward = _float64(against.gradients @ concept.T) @ dual[:, :n].T
+    toward = products(against.gradients, concept) @ dual[:, :n].T
     slope = toward + np.einsum("tsn,sn->ts", against.along[..., :n], dual[:, n:])
     return (slope > 0).mean(axis=0), float(accuracy.mean())
 

@@ -2,26 +2,32 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dop_fast import seeding
 from dop_fast.concepts.activations import Probe
 from dop_fast.concepts.cavs import RandomSets, hold, p_value, tcav
 from dop_fast.concepts.clusters import Cluster, cluster
 from dop_fast.concepts.features import Exact, Features, Roi
+from dop_fast.concepts.randoms import Pool, remembered
 from dop_fast.concepts.segments import segment
 from dop_fast.config import DataConfig, ExtractConfig
 from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
-from dop_fast.models import bottleneck
+from dop_fast.models import bottleneck, fingerprint
+from dop_fast.precision import in_bf16
 from dop_fast.types import Array, ClassConcepts, Concept
 
 FEWEST_IMAGES = 8
 """Images a class needs to be split into some to find concepts in and others to score them on."""
+APART = ("tcav_images", "clusters", "min_members", "cav", "gradient", "null", "alpha", "top")
+"""Settings without any part in the activations of random sets."""
 
 
 @dataclass(eq=False)
@@ -29,7 +35,8 @@ class Extractor:
     """Finds the concepts that `teacher` holds for the classes of `images`.
 
     An empty `layer` becomes the teacher's bottleneck. What one class gives depends on the seed
-    and on the class alone, not on the classes extracted before.
+    and on the class alone, not on the classes extracted before. `cache`: where activations of the
+    random sets are stored, and read again by an extraction that would make the same.
     """
 
     teacher: nn.Module
@@ -39,6 +46,7 @@ class Extractor:
     config: ExtractConfig
     seed: int
     device: torch.device
+    cache: Path | str | None = None
 
     def __post_init__(self) -> None:
         if not self.layer:
@@ -66,11 +74,11 @@ class Extractor:
                 f"class {self.images.classes[class_id]} has no segment of the size asked",
                 f"ask for less than {self.config.min_area:g}: dopfast extract --min-area 0",
             )
+        null, against = self.background(class_id, held_out)  # first: sees segments of all classes
         seen = self.features.segments(sources, segments)
         clusters = cluster(
             seen.pooled.cpu().numpy(), segments.image, self.config, self._derive(class_id, "kmeans")
         )
-        null, against = self.background(class_id, held_out)
         found = []
         for number, group in enumerate(clusters):
             seed = self._derive(class_id, "separate", number)
@@ -104,24 +112,42 @@ class Extractor:
         return seeding.derive(self.seed, "extract", class_id, *path)
 
     @cached_property
-    def _random(self) -> tuple[Tensor, NDArray[np.int64]]:
+    def _random(self) -> Pool:
         """Activations of random segments or photos of all classes [n d], and their classes [n].
 
         Even without its own part, a class finds enough of them here for all of its random sets.
         """
-        classes = len(self.images.classes)
-        if classes < 2:
+        if len(self.images.classes) < 2:
             raise DataError(
                 "concepts are held against other classes, and there is only one class",
                 "add a folder of images of something else",
             )
+        key = self._random_key() if self.cache else {}
+        rows, labels = remembered(self.cache, key, self._new_random)
+        return rows.to(self.device), labels
+
+    def _random_key(self) -> dict[str, Any]:
+        """Return everything that activations of the random sets depend on."""
+        config = self.config.to_dict()
+        return {
+            "teacher": fingerprint(self.teacher),
+            "layer": self.layer,
+            "images": self.images.fingerprint,
+            "seed": self.seed,
+            "device": self.device.type,
+            "bf16": in_bf16(self.device, self.config.amp),
+            "entry": [list(self.data.mean), list(self.data.std)],
+            "config": {name: config[name] for name in config if name not in APART},
+        }
+
+    def _new_random(self) -> Pool:
+        classes = len(self.images.classes)
         needed = (self.config.random_sets + 1) * self.config.max_members
         each = -(-needed // (classes - 1))
         parts = [self._random_of(class_id, each) for class_id in range(classes)]
-        labels = np.repeat(np.arange(classes), [len(part) for part in parts])
-        return torch.cat(parts), labels
+        return torch.cat(parts), np.repeat(np.arange(classes), [len(part) for part in parts])
 
-    def _random_of(self, class_id: int, count: int) -> Tensor:
+    def _random_of(self, class_id: int, count: int) -> torch.Tensor:
         rng = seeding.stream(self.seed, "extract", class_id, "pool")
         images = rng.permutation(self.images.of_class(class_id))
         if self.config.negatives == "photos":

@@ -1,7 +1,7 @@
 """What clusters and separators see of a segment: its own forward, or its region of the image's."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -19,13 +19,16 @@ from dop_fast.types import Array, Segments
 
 KEPT_BYTES = 2 << 30
 """Maps of a class's segments up to this size are kept, so that no member is forwarded twice."""
+CPU_PIXELS = 16 * 224 * 224
+"""A CPU takes batches of up to this many: activations of larger ones leave its caches."""
 
 
 @dataclass(frozen=True)
 class Seen:
     """Segments in the network: `pooled` float32[m c] to cluster, and `rows` of int[k] to separate.
 
-    `rows` gives float32[k d], on the network's device, in the space of `Features.gradients`.
+    `rows` gives [k d], float32 or bfloat16 as the network computes, on its device, in the space of
+    `Features.gradients`. They come from memory until other segments are seen.
     """
 
     pooled: Tensor
@@ -40,7 +43,7 @@ class Features(Protocol):
         ...
 
     def photos(self, pixels: Array) -> Tensor:
-        """See whole photos uint8[n h w 3] as rows, float32[n d]."""
+        """See whole photos uint8[n h w 3] as rows, as those of `Seen`."""
         ...
 
     def gradients(self, pixels: Array, class_id: int) -> Tensor:
@@ -48,40 +51,55 @@ class Features(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Exact:
     """Each segment alone, stretched to the whole input, as in ACE; rows are whole maps."""
 
     probe: Probe
     data: DataConfig
     config: ExtractConfig
+    _memory: Tensor | None = field(default=None, init=False)
+    _shown: Segments | None = field(default=None, init=False)
 
     def segments(self, sources: Array, segments: Segments) -> Seen:
-        """Forward every segment once; the maps are kept as float16 within `KEPT_BYTES`."""
+        """Forward every segment once; the maps are kept as 16 bits within `KEPT_BYTES`."""
         on_device = torch.from_numpy(sources).to(self.probe.device)
         pooled: list[Tensor] = []
         kept: Tensor | None = None
-        start, fits = 0, True
+        start, self._shown = 0, segments
         for activation in self.probe.activations(
             self._composed(on_device, segments, np.arange(len(segments)))
         ):
             pooled.append(pool(activation))
             maps = flat(activation)
-            fits = 2 * len(segments) * maps.shape[1] <= KEPT_BYTES
-            if fits and kept is None:
-                kept = maps.new_empty((len(segments), maps.shape[1]), dtype=torch.float16)
+            if not start:
+                kept = self._room(len(segments), maps)
             if kept is not None:
-                most = torch.finfo(torch.float16).max
-                kept[start : start + len(maps)] = maps.clamp(-most, most)
-                start += len(maps)
+                kept[start : start + len(maps)] = _narrow(maps, kept.dtype)
+            start += len(maps)
 
         def rows(index: Array) -> Tensor:
-            if kept is not None:
-                return kept[torch.from_numpy(index).to(kept.device)].float()
+            if kept is not None and self._shown is segments:
+                taken = kept[torch.from_numpy(index).to(kept.device)]
+                return taken.float() if taken.dtype == torch.float16 else taken
             found = self.probe.activations(self._composed(on_device, segments, index))
             return torch.cat([flat(maps) for maps in found])
 
         return Seen(torch.cat(pooled), rows)
+
+    def _room(self, count: int, maps: Tensor) -> Tensor | None:
+        """Return memory for `count` maps, that of the class before if it suffices.
+
+        None if they are too many. Fresh memory takes 40 times as long to write.
+        """
+        needed = count * maps.shape[1]
+        if 2 * needed > KEPT_BYTES:
+            return None
+        dtype = torch.bfloat16 if maps.dtype == torch.bfloat16 else torch.float16
+        memory = self._memory
+        if memory is None or len(memory) < needed or memory.dtype != dtype:
+            self._memory = memory = _fresh(needed, dtype, maps.device)
+        return memory[:needed].view(count, -1)
 
     def photos(self, pixels: Array) -> Tensor:
         """Return whole maps."""
@@ -95,12 +113,13 @@ class Exact:
 
     def _composed(self, sources: Tensor, segments: Segments, index: Array) -> Iterator[Tensor]:
         """Yield batches, each in the memory of the one before."""
-        size, most = sources.shape[1], min(self.config.batch_size, len(index))
+        size = sources.shape[1]
+        most = at_once(self.config, size, self.probe.device)
         entry = Entry(size, self.config.fill, self.data.mean, self.data.std)
-        out = torch.empty((most, size, size, 3), dtype=self.probe.dtype, device=sources.device)
-        for start in range(0, len(index), self.config.batch_size):
-            part = index[start : start + self.config.batch_size]
-            yield compose(sources, segments, part, entry, out)
+        shape = (min(most, len(index)), size, size, 3)
+        out = torch.empty(shape, dtype=self.probe.dtype, device=sources.device)
+        for start in range(0, len(index), most):
+            yield compose(sources, segments, index[start : start + most], entry, out)
 
 
 @dataclass(frozen=True)
@@ -140,7 +159,7 @@ class Roi:
 
     def _maps(self, pixels: Array) -> Tensor:
         batches = _entered(self.probe, self.data, self.config, pixels)
-        maps = torch.cat(list(self.probe.activations(batches)))
+        maps = torch.cat([maps.float() for maps in self.probe.activations(batches)])
         if maps.dim() != 4:
             raise ModelError(
                 f"layer {self.probe.layer} gives no map to pool under a mask",
@@ -153,9 +172,27 @@ def _entered(
     probe: Probe, data: DataConfig, config: ExtractConfig, pixels: Array
 ) -> Iterator[Tensor]:
     """Yield photos batch by batch as they enter the network."""
-    for start in range(0, len(pixels), config.batch_size):
-        part = torch.from_numpy(pixels[start : start + config.batch_size]).to(probe.device)
+    most = at_once(config, pixels.shape[1], probe.device)
+    for start in range(0, len(pixels), most):
+        part = torch.from_numpy(pixels[start : start + most]).to(probe.device)
         yield normalise(part, data.mean, data.std)
+
+
+def at_once(config: ExtractConfig, size: int, device: torch.device) -> int:
+    """Return how many images of `size` x `size` pixels make a batch on the device."""
+    fits = max(1, CPU_PIXELS // size**2) if device.type == "cpu" else config.batch_size
+    return min(config.batch_size, fits)
+
+
+def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":  # NumPy asks for large pages, twice as quick to write first
+        return torch.from_numpy(np.empty(count, np.uint16)).view(dtype)
+    return torch.empty(count, dtype=dtype, device=device)
+
+
+def _narrow(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    most = torch.finfo(dtype).max
+    return maps if maps.dtype == dtype else maps.clamp(-most, most)
 
 
 def flat(activation: Tensor) -> Tensor:

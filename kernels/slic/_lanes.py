@@ -88,18 +88,28 @@ def smooth(typingctx: Any, here: Any, step: Any, weights: Any, radius: Any, out:
         def load(address: Any) -> Any:
             return builder.load(builder.inttoptr(address, narrow.as_pointer()), align=2)
 
-        centre = load(here)
-        twice = builder.add(centre, centre)
-        total = cgutils.alloca_once_value(builder, centre)
-        with cgutils.for_range(builder, radius) as loop:
-            away = builder.mul(builder.add(loop.index, _I64(1)), step)
+        def add(total: Any, k: Any) -> Any:
+            away = builder.mul(builder.add(k, _I64(1)), step)
             both = builder.add(load(builder.sub(here, away)), load(builder.add(here, away)))
-            place = builder.add(weights, builder.shl(loop.index, _I64(1)))
+            place = builder.add(weights, builder.shl(k, _I64(1)))
             weight = builder.load(builder.inttoptr(place, _I16.as_pointer()))
             factors = (builder.sub(both, twice), _splat(builder, weight, 32))
             product = builder.mul(*(builder.sext(x, wide) for x in factors))
             high = builder.trunc(builder.ashr(product, ir.Constant(wide, [16] * 32)), narrow)
-            builder.store(builder.add(builder.load(total), high), total)
+            return builder.add(total, high)
+
+        centre = load(here)
+        twice = builder.add(centre, centre)
+        total = cgutils.alloca_once_value(builder, centre)
+        usual = builder.icmp_signed("==", radius, _I64(4))
+        with builder.if_else(usual, likely=True) as (then, otherwise):
+            with then:  # sigma 1, without a loop
+                result = centre
+                for k in range(4):
+                    result = add(result, _I64(k))
+                builder.store(result, total)
+            with otherwise, cgutils.for_range(builder, radius) as loop:
+                builder.store(add(builder.load(total), loop.index), total)
         builder.store(builder.load(total), builder.inttoptr(out, narrow.as_pointer()), align=2)
         return context.get_dummy_value()
 

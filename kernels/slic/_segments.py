@@ -38,7 +38,11 @@ def connect(found: Array, asked: int, runs: Array, labels: Array) -> None:
                     upto = bits ^ (bits - np.uint64(1))
                     i = run_above + _lanes.bit_count(above[word] & upto)
                     j = run_here + _lanes.bit_count(here[word] & upto)
-                    _unite(parent, i, j)
+                    # nearly always j is new, or known to belong to the run that i belongs to
+                    if (parent[j] == j) | (parent[j] == parent[i]):
+                        parent[j] = parent[i]
+                    else:
+                        _unite(parent, i, j)
                     bits &= bits - np.uint64(1)
                 run_above += _lanes.bit_count(above[word])
         firsts[y + 1] = count
