@@ -78,10 +78,10 @@ def hessian_gradient(
         g, chunks = slope.finite("the gradient"), len(kept)
         while kept:
             chunk, count = kept.pop()
-            product.add(next(iter(chunk.products([g]))), count)
+            product.add(chunk.products([g])[0], count)
         if product.count < slope.count:
-            for chunk, count in islice(scene.chunks(batches), chunks, None):
-                product.add(next(iter(chunk.products([g]))), count)
+            for chunk, count in scene.chunks(batches, chunks):
+                product.add(chunk.products([g])[0], count)
         return product.finite("the Hessian's product with the gradient")
 
 
@@ -143,12 +143,12 @@ class _Scene:
     def device(self) -> torch.device:
         return next(iter(self.weights.values())).device
 
-    def chunks(self, batches: Batches) -> Iterator[tuple[Chunk, int]]:
+    def chunks(self, batches: Batches, first: int = 0) -> Iterator[tuple[Chunk, int]]:
         if iter(batches) is batches:
             raise DataError(
                 "the batches can be gone through only once", "give a list, not a generator"
             )
-        for images, labels in batches:
+        for images, labels in islice(batches, first, None):
             run = partial(self.run, _dense(images.to(self.device)), labels.to(self.device))
             try:
                 chunk: Chunk = Recording(run, self.weights, self.low)

@@ -29,7 +29,6 @@ class Generic(Operation):
         kept = [leaf for leaf in self._leaves if isinstance(leaf, Kept)]
         super().__init__(inputs, tape, results[index], kept)
 
-    @torch.enable_grad()
     def _run(self) -> tuple[list[Tensor], Tensor]:
         leaves: list[Any] = [
             leaf.exact if isinstance(leaf, Kept) else leaf for leaf in self._leaves
@@ -41,16 +40,19 @@ class Generic(Operation):
         results = tree_flatten(self._func(*args, **kwargs))[0]
         return inputs, results[self._index]
 
+    @torch.enable_grad()
     def adjoint(self, g: Tensor, wanted: Sequence[bool]) -> Sequence[Slope]:
         inputs, result = self._run()
         return _slopes(result, inputs, g)
 
+    @torch.enable_grad()
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         inputs, result = self._run()
         u = torch.zeros_like(result, requires_grad=True)
         # the adjoint is linear in u: its own adjoint is the tangent
         return _slopes(_dot(_slopes(result, inputs, u, create_graph=True), dx), [u])[0]
 
+    @torch.enable_grad()
     def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
         inputs, result = self._run()
         bent = _slopes(_dot(_slopes(result, inputs, g, create_graph=True), dx), inputs)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from dop_fast.engine.tape import Operation, Slope, Tape, add
+from dop_fast.engine.tape import Operation, Slope, Tape
 
 aten = torch.ops.aten
 Arguments: TypeAlias = tuple[Any, ...]
@@ -44,7 +44,7 @@ class Bilinear(Operation):
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         a, b = (kept.value for kept in self.kept)
         da, db = (self._lowered(d) for d in dx)
-        return add(
+        return _added(
             None if da is None else self._product.of(da, b),
             None if db is None else self._product.of(a, db),
         )
@@ -56,17 +56,24 @@ class Bilinear(Operation):
         left, right = self._product.left, self._product.right
         slopes: list[Slope] = [None, None]
         if self.inputs[0] is not None:
-            slopes[0] = add(
+            slopes[0] = _added(
                 None if dg is None else left(dg, b, a), None if db is None else left(g, db, a)
             )
         if self.inputs[1] is not None:
-            slopes[1] = add(
+            slopes[1] = _added(
                 None if dg is None else right(a, dg, b), None if da is None else right(da, g, b)
             )
         return slopes
 
     def _lowered(self, slope: Slope) -> Slope:
         return None if slope is None else self._lower(slope)
+
+
+def _added(a: Slope, b: Slope) -> Slope:
+    """Return the sum of two products, in the memory of the first."""
+    if a is None or b is None:
+        return a if b is None else b
+    return a.add_(b)
 
 
 def _convolution(

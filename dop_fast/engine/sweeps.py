@@ -1,7 +1,7 @@
 """Recording a forward, and the sweeps over what was recorded: adjoint, tangent, both at once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,14 +39,17 @@ class Recording:
         self._operations = fused(_reaching(tape.operations, self._end))
         self._kept = False
 
+    @torch.no_grad()
     def gradient(self, *, keep: bool) -> dict[str, Slope]:
         """Return the gradient by each weight; `keep` what `products` would compute again."""
         self._sweep(adjoint=True, tangent=False, keep=keep)
         self._kept = keep
         return {name: _take(leaf, "grad") for name, leaf in self._leaves.items()}
 
-    def products(self, vectors: Sequence[Mapping[str, Tensor]]) -> Iterator[dict[str, Slope]]:
-        """Yield the Hessian's product with each vector, which has a part for each weight."""
+    @torch.no_grad()
+    def products(self, vectors: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Slope]]:
+        """Return the Hessian's product with each vector, which has a part for each weight."""
+        products = []
         for left, vector in zip(reversed(range(len(vectors))), vectors, strict=True):
             for name, leaf in self._leaves.items():
                 leaf.tangent = vector[name]
@@ -54,7 +57,8 @@ class Recording:
                 operation.output.tangent = operation.tangent(_tangents(operation))
             self._sweep(adjoint=not self._kept, tangent=True, keep=left > 0)
             self._kept = left > 0
-            yield {name: _take(leaf, "dgrad") for name, leaf in self._leaves.items()}
+            products.append({name: _take(leaf, "dgrad") for name, leaf in self._leaves.items()})
+        return products
 
     def saved_bytes(self) -> int:
         """Return how much memory holds values and adjoints between the sweeps."""
