@@ -254,8 +254,9 @@ class PruneConfig(StageConfig):
     )  # fmt: skip
     per_class: int = setting(10, "material of each class", low=1, panel="Data")
     batch_size: int = setting(
-        100, "chunk: batch norm takes its statistics over this many", low=2, panel="Data"
-    )
+        100, "chunk: batch norm takes its statistics over this many; 0: as many as memory holds, "
+        "and then the mask depends on the machine", low=0, panel="Data",
+    )  # fmt: skip
     precision: str = setting(
         "exact", "of derivatives; fast: bf16 after an exact forward, of the same quality",
         choices=("exact", "fast"), panel="Compute",

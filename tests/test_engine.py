@@ -337,9 +337,20 @@ def test_the_free_memory_decides_what_is_kept_and_no_result(
 
     monkeypatch.setattr(derivatives, "free_bytes", lambda device: free)
     found = engine.hessian_gradient(model, batches, loss)
-    assert off(found, expected) < 1e-12
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
     kept = 8 - len(runs)
     assert (kept == 0) if free == 0 else (0 < kept < 4) if free < 2**40 else (kept == 4)
+
+
+def test_the_chunk_that_fits_grows_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("resnet20", 10, 0)
+    fit = []
+    for free in (0, 100_000_000, 200_000_000):
+        monkeypatch.setattr(derivatives, "free_bytes", lambda device, free=free: free)
+        fit.append(engine.samples_that_fit(model, (3, 32, 32), cross_entropy))
+    assert fit[0] == 2
+    assert fit[2] == pytest.approx(2 * fit[1], abs=1)
+    assert 5 < fit[1] < 30
 
 
 def test_hooks_stay_and_none_is_added() -> None:

@@ -14,6 +14,7 @@ from dop_fast.engine.derivatives import (
     gradients,
     hessian_gradient,
     hessian_products,
+    samples_that_fit,
 )
 
-__all__ = ["Precision", "gradients", "hessian_gradient", "hessian_products"]
+__all__ = ["Precision", "gradients", "hessian_gradient", "hessian_products", "samples_that_fit"]

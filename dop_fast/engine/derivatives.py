@@ -77,7 +77,7 @@ def hessian_gradient(
                 room = room if room > 2 * chunk.saved_bytes() else 0
         g, chunks = slope.finite("the gradient"), len(kept)
         while kept:
-            chunk, count = kept.pop()
+            chunk, count = kept.pop(0)  # in order: sums must not depend on the memory that is free
             product.add(chunk.products([g])[0], count)
         if product.count < slope.count:
             for chunk, count in scene.chunks(batches, chunks):
@@ -102,6 +102,25 @@ def hessian_products(
             for mean, slopes in zip(means, chunk.products(vectors), strict=True):
                 mean.add(slopes, count)
         return [mean.finite("the Hessian's product") for mean in means]
+
+
+def samples_that_fit(
+    model: nn.Module, image: Sequence[int], loss: Loss, precision: Precision = "exact"
+) -> int:
+    """Return how many images [channels height width] a chunk may hold in half the free memory.
+
+    At least 2, of which batch norm has a variance.
+    """
+    with _scene(model, loss, precision) as scene:
+        sizes = []
+        for count in (2, 4):
+            batch = torch.zeros(count, *image), torch.zeros(count, dtype=torch.int64)
+            for chunk, _ in scene.chunks([batch]):
+                chunk.gradient(keep=True)
+                sizes.append(chunk.saved_bytes())
+        # values and adjoints; their tangents take as much again
+        each = max(sizes[1] - sizes[0], 1)
+        return max(2, int(SHARE * free_bytes(scene.device) / each))
 
 
 class _Mean:

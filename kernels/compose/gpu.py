@@ -1,7 +1,5 @@
 """Compose in Triton: `reference.py` with a block of output pixels in each program."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -39,8 +37,7 @@ def _whole(total, POINT: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _compose(  # type: ignore[no-untyped-def]
-    sources: Any, boxes: Any, image: Any, offset: Any, bits: Any, first: Any, weights: Any,
-    colours: Any, out: Any, fill: Any, size: Any, height: Any, width: Any,
+    sources, boxes, image, offset, bits, first, weights, colours, out, fill, size, height, width,
     TAPS: tl.constexpr, POINT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     segment = tl.program_id(0)

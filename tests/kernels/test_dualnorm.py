@@ -1,9 +1,6 @@
 """Dual batch norm: autograd's double backward, the reference, Numba, Triton."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -302,37 +299,3 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         dualnorm.forward(norm, y, torch.ones(3), None, True)
     with pytest.raises(RuntimeError, match="size"):
         dualnorm.forward(norm, y, channel, None, True, out=torch.zeros(7, 4))
-
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from dop_fast.kernels.dualnorm import gpu
-
-SCALARS = dict(rows="i32", channels="i32", chunk="i32", count="i32", eps="fp32")
-SIZES = dict(ROWS=32, COLUMNS=64, RELU=True)
-STORED = "y residual out g z kept p dy".split()
-LONE = dict.fromkeys("p dy dmean slope b z residual kept".split())
-
-def compiles(kernel, absent):
-    names = kernel.arg_names
-    fixed = {name: value for name, value in (SIZES | absent).items() if name in names}
-    kinds = {name: SCALARS.get(name, "*bf16" if name in STORED else "*fp32") for name in names}
-    kinds |= dict.fromkeys(fixed, "constexpr")
-    source = ASTSource(kernel, kinds, {(names.index(n),): v for n, v in fixed.items()}, {})
-    triton.compile(source, target=GPUTarget("cuda", 90, 32))
-
-for kernel in (gpu._moments, gpu._statistics, gpu._finish):
-    compiles(kernel, {})
-for kernel in (gpu._forward, gpu._reduce, gpu._combine):
-    compiles(kernel, {})
-    compiles(kernel, LONE)
-"""
-
-
-def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """The interpreter accepts what the compiler does not; the compiler needs no GPU."""
-    pytest.importorskip("triton")
-    environment = dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)

@@ -1,8 +1,6 @@
 """The k best scores: those of a stable sort, on any device, in any memory."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -168,41 +166,3 @@ def test_a_count_out_of_range_is_refused(k: int) -> None:
         select.top([torch.zeros(3)], k)
     with pytest.raises(ValueError, match="of 0 scores"):
         select.top([], 1)
-
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from dop_fast.kernels.bits import gpu as bits
-from dop_fast.kernels.score import gpu as score
-from dop_fast.kernels.select import gpu as select
-
-def build(kernel, signature, **constants):
-    names = kernel.arg_names
-    types = signature.split() + ["constexpr"] * len(constants)
-    assert names[len(names) - len(constants):] == list(constants)
-    values = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, dict(zip(names, types, strict=True)), values)
-    triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-
-build(select._first, "*i64 *i64 i32 *i32", ALIGNED=True, LOW=20, BLOCK=8192)
-build(select._second, "*i64 *i64 i32 *i32", ALIGNED=True, LOW=20, BLOCK=4096)
-build(select._equal, "*i64 *i64 *fp32 *i32", ALIGNED=False, BLOCK=4096)
-build(select._mask, "*i64 *i64 i32 *fp32 *i64", ALIGNED=True, BYTES=512)
-build(bits._apply, "*i64 *i64 i32", ALIGNED=True, BLOCK=4096)
-build(score._score, "*i64 *i64 i32 fp32", FACTOR=True, MASK=True, ABSOLUTE=True, ADD=True,
-      ALIGNED=True, BLOCK=4096)
-build(score._score, "*i64 *i64 i32 fp32", FACTOR=False, MASK=False, ABSOLUTE=False, ADD=False,
-      ALIGNED=False, BLOCK=4096)
-"""
-
-
-def test_the_kernels_compile_for_a_gpu_that_is_not_there() -> None:
-    """The interpreter takes Python that the compiler refuses."""
-    pytest.importorskip("triton")
-    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,41 @@
+"""Algorithm 1 as five calls on a workspace: train, extract, stitch, prune, finetune."""
+
+from dop_fast.pipeline.discovery import Stitched, concept_table, extract, open_patches, stitch
+from dop_fast.pipeline.networks import (
+    Training,
+    finetune,
+    open_mask,
+    prune,
+    run_folder,
+    train,
+)
+from dop_fast.pipeline.opening import (
+    Track,
+    device_of,
+    init,
+    open_data,
+    small_classes,
+    teacher_config,
+    untracked,
+)
+
+__all__ = [
+    "Stitched",
+    "Track",
+    "Training",
+    "concept_table",
+    "device_of",
+    "extract",
+    "finetune",
+    "init",
+    "open_data",
+    "open_mask",
+    "open_patches",
+    "prune",
+    "run_folder",
+    "small_classes",
+    "stitch",
+    "teacher_config",
+    "train",
+    "untracked",
+]

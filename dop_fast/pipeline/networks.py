@@ -1,0 +1,196 @@
+"""Networks: their masks, and their training."""
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dop_fast import criteria, engine, masks, models, runs, training
+from dop_fast.config import PruneConfig, TrainConfig, fingerprint
+from dop_fast.errors import ConfigError, StoreError
+from dop_fast.masks import MaskSet
+from dop_fast.patches import material
+from dop_fast.pipeline.discovery import open_patches
+from dop_fast.pipeline.opening import open_data
+from dop_fast.stores import PatchStore
+from dop_fast.workspace import Workspace
+
+Training: TypeAlias = Generator[training.Epoch, None, dict[str, float]]
+"""Yields every epoch, and returns the run's top1, top5 and loss."""
+
+
+def prune(
+    workspace: Workspace,
+    config: PruneConfig,
+    seed: int,
+    device: torch.device,
+    *,
+    name: str = "",
+    force: bool = False,
+) -> tuple[Path, MaskSet, nn.Module]:
+    """Score the freshly initialised model once and keep exactly the top share, as a mask."""
+    criterion = criteria.load(config.criterion)
+    train, _ = open_data(workspace)
+    classes = len(train.classes)
+    kind = _material(workspace, config) if criterion.NEEDS_DATA else "none"
+    label = f"{config.criterion}-" + (f"{kind}-" if criterion.NEEDS_DATA else "")
+    path = workspace.masks / f"{name or f'{label}{config.sparsity:g}-s{seed}'}.safetensors"
+    model = models.build(workspace.model.name, classes, seed, workspace.root)
+    about = {
+        "criterion": config.criterion,
+        "material": kind,
+        "settings": config.to_dict(),
+        "sparsity": config.sparsity,
+        "seed": seed,
+        "model": workspace.model.name,
+        "classes": classes,
+        "init": models.fingerprint(model),
+        "data": train.fingerprint,
+    }
+    store = None
+    if criterion.NEEDS_DATA:
+        store = None if kind in ("images", "ones") else open_patches(workspace, train)
+        about["patches"] = _source(store, kind)
+    if path.is_file() and not force:
+        kept = masks.load(path)
+        if {key: value for key, value in kept.about.items() if key != "chunk"} == about:
+            return path, kept, model
+        raise StoreError(
+            f"{path} exists and was made with other settings",
+            "replace it: dopfast prune --force ..., or give another --name",
+        )
+    batches: Iterable[Any] = ()
+    knobs: dict[str, Any] = {}
+    if criterion.NEEDS_DATA:
+        knobs["precision"] = config.precision
+        if not config.batch_size:
+            image = (3, workspace.data.size, workspace.data.size)
+            fit = engine.samples_that_fit(model.to(device), image, cross_entropy, **knobs)
+            config = replace(config, batch_size=fit)
+        batches = material.gather(
+            kind, store, train, workspace.data, config, seed=seed, device=device
+        )
+    scores = criterion.score(model.to(device), batches, cross_entropy, seed, **knobs)
+    about["chunk"] = config.batch_size
+    kept = replace(masks.keep_top(scores, config.sparsity), about=about)
+    masks.save(path, kept)
+    return path, kept, model.cpu()
+
+
+def _material(workspace: Workspace, config: PruneConfig) -> str:
+    if config.material != "auto":
+        return config.material
+    return "stitched" if PatchStore(workspace.patches).stitching else "patches"
+
+
+def _source(store: PatchStore | None, kind: str) -> str:
+    if store is None:
+        return ""
+    return fingerprint(vars(store.header), store.stitching if kind == "stitched" else None)
+
+
+def open_mask(workspace: Workspace, name: str) -> tuple[str, MaskSet]:
+    """Return a mask by name, or the newest one where the name is empty."""
+    if name:
+        return name, masks.load(workspace.masks / f"{name}.safetensors")
+    found = sorted(workspace.masks.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise StoreError("there is no mask yet", "run: dopfast prune --criterion grasp")
+    return found[-1].stem, masks.load(found[-1])
+
+
+def run_folder(workspace: Workspace, mask: str, name: str, seed: int) -> Path:
+    """Return where a fine-tuning goes: by name, else by its mask, else as the dense baseline."""
+    return workspace.runs / (name or mask or f"dense-s{seed}")
+
+
+def finetune(
+    workspace: Workspace,
+    config: TrainConfig,
+    mask: tuple[str, MaskSet] | None,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    *,
+    force: bool = False,
+    sources: Mapping[str, str] | None = None,
+) -> Training:
+    """Train the pruned model, its mask held at every step; without a mask, the dense one.
+
+    The weights start as those that were scored: the mask's seed draws them again.
+    """
+    name, kept = mask or ("", None)
+    seed = kept.about["seed"] if kept else seed
+    data = training.TrainData(*open_data(workspace), workspace.data)
+    model = models.build(workspace.model.name, len(data.train.classes), seed, workspace.root)
+    if kept and kept.about.get("init") != models.fingerprint(model):
+        raise StoreError(
+            f"the mask {name} was made for other initial weights: {kept.about.get('model')} "
+            f"of {kept.about.get('classes')} classes, seed {kept.about.get('seed')}",
+            "make one for this workspace: dopfast prune --force",
+        )
+    facts = {
+        "model": workspace.model.name,
+        "mask": name,
+        "criterion": kept.about["criterion"] if kept else None,
+        "material": kept.about["material"] if kept else None,
+        "sparsity": kept.about["sparsity"] if kept else 0.0,
+        "seed": seed,
+        "data": data.train.fingerprint,
+    }
+    about = runs.About("finetune", facts, config.to_dict(), sources or {}, str(device))
+    result = yield from _follow(model, data, config, folder, about, kept, force=force)
+    return result
+
+
+def train(
+    workspace: Workspace,
+    config: TrainConfig,
+    seed: int,
+    device: torch.device,
+    *,
+    force: bool = False,
+    sources: Mapping[str, str] | None = None,
+) -> Training:
+    """Train the dense teacher; its weights become the workspace's teacher.safetensors."""
+    if workspace.teacher.weights:
+        raise ConfigError(
+            f"the teacher has weights already: {workspace.teacher.weights}",
+            "go on: dopfast extract, or empty [teacher] weights in dopfast.toml",
+        )
+    data = training.TrainData(*open_data(workspace), workspace.data)
+    name = workspace.teacher.name
+    model = models.build(name, len(data.train.classes), seed, workspace.root)
+    facts = {"model": name, "seed": seed, "data": data.train.fingerprint}
+    about = runs.About("train", facts, config.to_dict(), sources or {}, str(device))
+    folder = workspace.runs / "teacher"
+    result = yield from _follow(model, data, config, folder, about, None, force=force)
+    models.save_weights(workspace.teacher_weights, model, {"model": name})
+    return result
+
+
+def _follow(
+    model: nn.Module,
+    data: training.TrainData,
+    config: TrainConfig,
+    folder: Path,
+    about: runs.About,
+    kept: MaskSet | None,
+    *,
+    force: bool,
+) -> Training:
+    runs.begin(folder, about, force)
+    last = None
+    for last in training.fit(
+        model, data, config, folder, masks=kept, seed=about.facts["seed"],
+        device=torch.device(about.device), about={"model": about.facts["model"]},
+    ):  # fmt: skip
+        yield last
+    assert last is not None  # a training has one epoch or more
+    result = {"top1": last.top1, "top5": last.top5, "loss": last.val_loss}
+    runs.finish(folder, result)
+    return result

@@ -1,0 +1,90 @@
+"""A workspace, its images, its teacher and the device."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from dop_fast import images, models
+from dop_fast.concepts import FEWEST_IMAGES
+from dop_fast.config import SMALL_SIDE, DataConfig, ModelConfig, TeacherConfig
+from dop_fast.errors import ConfigError, StoreError
+from dop_fast.images import ImageSet
+from dop_fast.workspace import TOML, Workspace
+from dop_fast.workspace import create as write
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Passes items on and may show how far it is."""
+
+    def __call__(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
+        """Yield every item."""
+        ...
+
+
+def untracked(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+    """Pass items on and show nothing."""
+    return items
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device by name; `auto` is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"there is no device {name!r} here", "try --device auto") from error
+    return device
+
+
+def init(
+    root: Path, *, data: str, size: int, teacher: str, model: str, seed: int, force: bool
+) -> tuple[Workspace, ImageSet, ImageSet]:
+    """Make a workspace at `root` for the images at `data`, seen from the current folder.
+
+    A `size` of 0 is the first image's up to 64 pixels, else 224; without a teacher's name it is
+    resnet20 up to 64 pixels, else resnet18; without a model's name it is the teacher's.
+    """
+    if (root / TOML).exists() and not force:
+        raise StoreError(f"{root} is a workspace already", "make it anew: dopfast init --force ...")
+    path = str(Path(data).expanduser().resolve()) if Path(data).expanduser().exists() else data
+    config = DataConfig(path=path, size=size or DataConfig().size)
+    train, val = images.open_images(config, root, seed)
+    if not size:
+        short = min(train.decode(0).size)
+        config = replace(config, size=short if short <= SMALL_SIDE else config.size)
+        train, val = replace(train, size=config.size), replace(val, size=config.size)
+    chosen = models.parse_teacher(
+        teacher or ("resnet20" if config.size <= SMALL_SIDE else "resnet18")
+    )
+    made = Workspace(root, seed, config, chosen, ModelConfig(model or chosen.name), {})
+    models.build(made.model.name, len(train.classes), seed, root)
+    if chosen.weights:
+        models.load_teacher(chosen, len(train.classes), root)
+    write(made)
+    return made, train, val
+
+
+def small_classes(train: ImageSet) -> dict[str, int]:
+    """Return the classes that are too small to extract concepts from, and their image counts."""
+    counts = {name: len(train.of_class(i)) for i, name in enumerate(train.classes)}
+    return {name: count for name, count in counts.items() if count < FEWEST_IMAGES}
+
+
+def open_data(workspace: Workspace) -> tuple[ImageSet, ImageSet]:
+    """Return the workspace's training and validation images."""
+    return images.open_images(workspace.data, workspace.root, workspace.seed)
+
+
+def teacher_config(workspace: Workspace) -> TeacherConfig:
+    """Return the teacher's settings; one trained by `train` is found by itself."""
+    config = workspace.teacher
+    if not config.weights and workspace.teacher_weights.is_file():
+        return replace(config, weights=workspace.teacher_weights.name)
+    return config
