@@ -133,28 +133,32 @@ def stitching(sigma: float, patches: int, classes: int, repeats: int) -> list[Ro
     ]
 
 
-def writing(patches: Patches, classes: int, repeats: int, folder: Path) -> Row:
+def writing(patches: Patches, classes: int, repeats: int, folder: Path) -> list[Row]:
     """Time the store against compressing and writing the same bytes one after the other."""
-    # what Zarr makes of the store's codec for bytes
-    codec = numcodecs.Blosc("lz4", 5, numcodecs.Blosc.BITSHUFFLE)
+    codec = numcodecs.Blosc("lz4", 5, numcodecs.Blosc.NOSHUFFLE)  # the store's
     header = Header(("a",), (SIDE, SIDE), FILL, "", "", "", {})
-    counter = iter(range(10**6))
 
     def ours() -> None:
-        store = PatchWriter(folder / f"{next(counter)}.zarr", header).finish()
+        store = PatchWriter(folder / "ours.zarr", header).finish()
         store.write_stitched([patches] * classes, len(patches) * classes, {})
 
     def bare() -> None:
-        with (folder / f"{next(counter)}.bin").open("wb") as file:
+        with (folder / "bare.bin").open("wb") as file:
             for _ in range(classes):
                 for pixels, valid in zip(patches.pixels, patches.valid, strict=True):
                     file.write(codec.encode(pixels))
                     file.write(codec.encode(np.packbits(valid)))
 
-    times = alternate({"ours": ours, "bare": bare}, repeats, clock=time.perf_counter)
-    cost = {name: min(seconds) * 1e3 for name, seconds in times.items()}
     what = f"store {len(patches) * classes} patches; bare file of the same codec"
-    return faster(what, cost["ours"], cost["bare"], WRITE_GOAL)
+    rows = []
+    for clock, goal, name in (
+        (time.perf_counter, WRITE_GOAL, what),
+        (time.process_time, None, f"{what}: CPU time"),
+    ):
+        times = alternate({"ours": ours, "bare": bare}, repeats, clock=clock)
+        cost = {job: min(seconds) * 1e3 for job, seconds in times.items()}
+        rows.append(faster(name, cost["ours"], cost["bare"], goal))
+    return rows
 
 
 def main() -> None:
@@ -167,7 +171,7 @@ def main() -> None:
     pixels, valid = work.run(cpu, 0.75)[1]
     made = Patches(pixels, valid, np.zeros(30, np.int64), np.ones(30, np.bool_))
     with tempfile.TemporaryDirectory() as folder:
-        rows.append(writing(made, *((2, 2) if options.quick else (20, 5)), Path(folder)))
+        rows += writing(made, *((2, 2) if options.quick else (20, 8)), Path(folder))
     report(rows, ["numpy", "numba", "zarr", "numcodecs"], options.json)
 
 

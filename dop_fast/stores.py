@@ -10,7 +10,9 @@ Layout of `patches.zarr` (Zarr v3), schema `dopfast.patches`, version 1:
 What is written counts once it is `finished`, see `places`. Every chunk carries its checksum.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dop_fast import __version__
+from dop_fast import __version__, shards
 from dop_fast.errors import StoreError
 from dop_fast.places import Place
 from dop_fast.types import Array, ClassConcepts, Concept, Patches, Segments
@@ -35,6 +37,8 @@ Load: TypeAlias = Callable[[Array], Array]
 CODEC = (BloscCodec(cname="lz4", clevel=5), Crc32cCodec())
 CHUNK, SHARD = 4, 64
 """Stitched patches that are packed as one, and that are in one file."""
+WRITERS = 2
+"""Files written at the same time: one is packed while the other goes to the disk."""
 AGAIN, STITCH_AGAIN = (
     "rebuild it: dopfast extract --force",
     "make them anew: dopfast stitch --force",
@@ -223,14 +227,19 @@ class PatchStore:
         group = begun.group("a")
         arrays = _stitched_arrays(group, total, self.header.canvas)
         small: list[Patches] = []
-        start = 0
-        for part in _whole_shards(parts):
-            rows = slice(start, start + len(part))
-            arrays["pixels"][rows] = part.pixels
-            arrays["valid"][rows] = np.packbits(part.valid.reshape(len(part), -1), axis=1)
-            # copies: an empty view would keep all pixels in memory
-            small.append(replace(part, pixels=part.pixels[:0].copy(), valid=part.valid[:0].copy()))
-            start += len(part)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            waiting: deque[Future[None]] = deque()
+            for number, shard in enumerate(_whole_shards(parts)):
+                waiting.append(pool.submit(_write_shard, arrays, number, shard))
+                if len(waiting) > WRITERS:
+                    waiting.popleft().result()
+                # copies: an empty view would keep all pixels in memory
+                small += [
+                    replace(part, pixels=part.pixels[:0].copy(), valid=part.valid[:0].copy())
+                    for part in shard
+                ]
+            for written in waiting:
+                written.result()
         joined = _joined(small)
         for name in ("label", "reached", "visible"):
             values = getattr(joined, name)
@@ -291,18 +300,29 @@ def _take(values: "zarr.Array[Any]", index: Array | None) -> Array:
     return taken
 
 
-def _whole_shards(parts: Iterable[Patches]) -> Iterator[Patches]:
-    """Cut the parts anew: a shard written in two goes is read and decoded in between."""
+def _whole_shards(parts: Iterable[Patches]) -> Iterator[list[Patches]]:
+    """Cut the parts anew, into views, so that each shard is written in one go."""
     held: list[Patches] = []
+    missing = SHARD
     for part in parts:
-        held.append(part)
-        count = sum(map(len, held))
-        if count >= SHARD:
-            joined, whole = _joined(held), count - count % SHARD
-            yield _rows(joined, slice(whole))
-            held = [_rows(joined, slice(whole, count))] if whole < count else []
+        rest = part
+        while len(rest) >= missing:
+            yield [*held, _rows(rest, slice(missing))]
+            rest, held, missing = _rows(rest, slice(missing, None)), [], SHARD
+        if len(rest):
+            held.append(rest)
+            missing -= len(rest)
     if held:
-        yield _joined(held)
+        yield held
+
+
+def _write_shard(
+    arrays: dict[str, "zarr.Array[Any]"], number: int, parts: Sequence[Patches]
+) -> None:
+    shards.write(arrays["pixels"], number, [part.pixels for part in parts])
+    valid = [np.packbits(part.valid.reshape(len(part), -1), axis=1) for part in parts]
+    start = number * SHARD
+    arrays["valid"][start : start + sum(map(len, parts))] = np.concatenate(valid)
 
 
 def _joined(parts: list[Patches]) -> Patches:
@@ -340,7 +360,7 @@ def _stitched_arrays(
     height, width = canvas
     rows, packed = min(-(-total // CHUNK) * CHUNK, SHARD), -(-height * width // 8)
     # without `write_empty_chunks` each chunk is compared with zeros, which takes twice as long
-    how: dict[str, Any] = {"compressors": CODEC, "config": {"write_empty_chunks": True}}
+    how: dict[str, Any] = {"compressors": shards.CODEC, "config": {"write_empty_chunks": True}}
     return {
         "pixels": group.create_array(
             "pixels", shape=(total, height, width, 3), dtype=np.uint8,

@@ -1,18 +1,17 @@
 """Cover and paint in Numba, one core: a stitched patch costs less than waking a second one."""
 
-from typing import Any
+import math
 
 import numpy as np
 from numba import njit
-from numba.core import types
-from numba.core.cgutils import raw_memcpy
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from dop_fast.kernels.paste._lanes import LANES, PIXELS, load, overlay, spread, store
 from dop_fast.types import Array, Segments
 
 # Numba turns a sum of uint64 and int64 into a float, and checks signed indices for wrapping.
-ONE, THREE, SEVEN = np.uint64(1), np.uint64(3), np.uint64(7)
+ONE, THREE, SEVEN, EIGHT = np.uint64(1), np.uint64(3), np.uint64(7), np.uint64(8)
+WORD = np.uint64(64)
 
 
 def cover(segments: Segments, queue: Array, sigma: float, count: int) -> NDArray[np.int64]:
@@ -44,16 +43,20 @@ def paint(
         raise ValueError(f"segments of images that are not among the {len(sources)} sources")
     starts = _checked(starts, len(placements))
     shape = (len(starts) - 1, *segments.canvas)
-    pixels, valid = np.full((*shape, 3), fill, np.uint8), np.zeros(shape, np.bool_)
+    size = math.prod(shape)
+    source, end = np.ascontiguousarray(sources).reshape(-1), np.zeros(2 * LANES, np.uint8)
+    end[LANES - min(LANES, len(source)) : LANES] = source[-LANES:]
+    # vectors reach beyond the last pixel
+    pixels, valid = np.empty(3 * size + LANES, np.uint8), np.empty(size + LANES, np.uint8)
     _paint(
-        (*_runs(*columns, segments.canvas[1]), np.ascontiguousarray(segments.image, np.int32)),
-        np.ascontiguousarray(sources).reshape(-1),
-        np.asarray(placements, np.int64),
-        starts,
-        pixels.reshape(len(pixels), -1),
-        valid.reshape(len(valid), -1),
+        _words(*columns),
+        (np.ascontiguousarray(segments.image, np.int32), source, end),
+        (np.asarray(placements, np.int64), starts),
+        (pixels, valid),
+        np.uint8(fill),
+        segments.canvas,
     )
-    return pixels, valid
+    return pixels[: 3 * size].reshape(*shape, 3), valid[:size].reshape(shape).view(np.bool_)
 
 
 def _checked(starts: Array, placements: int) -> NDArray[np.int64]:
@@ -89,28 +92,30 @@ def _fit(box: Array, offset: Array, stored: int, canvas: tuple[int, int]) -> boo
 def _words(box: Array, offset: Array, bits: Array) -> tuple[Array, Array]:
     """Return every segment's mask in 64-bit words, of which one holds 64 pixels of a row.
 
-    Bit b of word k is column 64 k + b of the canvas, so masks meet word by word. `place`
-    uint64[m 5]: top, bottom, first word of a row, words in a row, start in `words` uint64[...].
+    Masks meet in a canvas of bits whose rows start at a byte: bit b of word k is column
+    8 * first + 64 k + b. `place` uint64[m 5]: top, bottom, first, words in a row, start in
+    `words` uint64[...].
     """
     place = np.empty((len(box), 5), np.uint64)
     total = 0
     for i in range(len(box)):
         top, left, bottom, right = box[i]
-        many = ((right - 1) >> 6) - (left >> 6) + 1
-        place[i] = np.array([top, bottom, left >> 6, many, total])
+        many = (right - (left & ~7) + 63) >> 6
+        place[i, 0], place[i, 1], place[i, 2] = top, bottom, left >> 3
+        place[i, 3], place[i, 4] = many, total
         total += (bottom - top) * many
     bits = _lowest_first(bits)
     words = np.empty(total, np.uint64)
     at = np.uint64(0)
     for i in range(len(box)):
         top, left, bottom, right = box[i]
-        width = np.int64(right - left)
+        width, before = np.int64(right - left), np.int64(left & 7)
         for row in range(bottom - top):
-            for k in range(left >> 6, ((right - 1) >> 6) + 1):
-                column = np.int64(64 * k - left)  # of the word's lowest bit, inside the box
-                inside = column if column > 0 else 0
-                word = _read(bits, 8 * offset[i] + row * width + inside, width - inside)
-                words[at] = word << np.uint64(inside - column)
+            start = 8 * offset[i] + row * width
+            words[at] = _read(bits, start, width) << np.uint64(before)
+            at += ONE
+            for column in range(64 - before, width, 64):
+                words[at] = _read(bits, start + column, width - column)
                 at += ONE
     return place, words
 
@@ -150,19 +155,27 @@ def _count(word: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
+def _empty(canvas: tuple[int, int]) -> tuple[Array, np.uint64]:
+    """Return a canvas of bits, none set, with a word more for `load`, and its bytes in a row."""
+    stride = (canvas[1] + 7) >> 3
+    return np.zeros(canvas[0] * stride + 8, np.uint8), np.uint64(stride)
+
+
+@njit(cache=True, nogil=True)
 def _cover(
     masks: tuple[Array, Array], queue: Array, sigma: float, count: int, canvas: tuple[int, int]
 ) -> Array:
     place, words = masks
-    height, width = canvas
-    stride = (width + 63) >> 6
-    covered = np.zeros(height * stride, np.uint64)
+    area = canvas[0] * canvas[1]
+    covered, stride = _empty(canvas)
     used = np.zeros(len(place), np.bool_)
-    for index in queue.flat:
-        used[index] = True
     most = np.int64(0)
-    for index in np.flatnonzero(used):
-        most += _add(covered, np.uint64(stride), words, place[index])
+    for index in queue.flat:
+        if not used[index]:
+            used[index] = True
+            most += _add(covered, stride, words, place[index])
+            if most / area >= sigma:
+                break  # enough: no canvas ends for having it all
     ends = np.empty(count, np.int64)
     done, total = 0, np.int64(0)
     covered[:] = 0
@@ -170,8 +183,8 @@ def _cover(
         if done == count:
             break
         for index in queue[row]:
-            total += _add(covered, np.uint64(stride), words, place[index])
-        if total / (height * width) >= sigma or total == most:
+            total += _add(covered, stride, words, place[index])
+        if total / area >= sigma or total == most:
             ends[done] = row + 1
             done, total = done + 1, np.int64(0)
             covered[:] = 0
@@ -184,99 +197,118 @@ def _visible(
 ) -> Array:
     """Lay the last segment first: what it still finds free is what is seen of it."""
     place, words = masks
-    stride = (canvas[1] + 63) >> 6
-    covered = np.zeros(canvas[0] * stride, np.uint64)
+    covered, stride = _empty(canvas)
     seen = np.zeros(len(placements), np.int64)
     for i in range(len(starts) - 1):
         covered[:] = 0
         for at in range(starts[i + 1] - 1, starts[i] - 1, -1):
-            seen[at] = _add(covered, np.uint64(stride), words, place[placements[at]])
+            seen[at] = _add(covered, stride, words, place[placements[at]])
     return seen
 
 
 @njit(cache=True, nogil=True)
 def _add(covered: Array, stride: np.uint64, words: Array, place: Array) -> np.int64:
-    """Mark a segment's pixels in `covered` uint64[h * stride]; return how many are new."""
+    """Mark a segment's pixels in a canvas of bits; return how many are new."""
     top, bottom, first, many, at = place
     new = np.uint64(0)
-    for row in range(top, bottom):
-        begin = row * stride + first
-        for k in range(begin, begin + many):
-            fresh = words[at] & ~covered[k]
-            covered[k] |= fresh
-            new += _count(fresh)
+    row = covered.ctypes.data + top * stride + first
+    for _ in range(top, bottom):
+        for k in range(many):
+            here = row + EIGHT * k
+            held = load(here)
+            new += _count(words[at] & ~held)
+            store(here, held | words[at])
             at += ONE
+        row += stride
     return np.int64(new)
 
 
 @njit(cache=True, nogil=True)
-def _runs(box: Array, offset: Array, bits: Array, width: int) -> tuple[Array, Array]:
-    """Return every segment as runs of pixels: where its runs start, and (pixel, length) of each.
+def _paint(
+    masks: tuple[Array, Array],
+    sources: tuple[Array, Array, Array],
+    order: tuple[Array, Array],
+    made: tuple[Array, Array],
+    fill: np.uint8,
+    canvas: tuple[int, int],
+) -> None:
+    """Lay the last segment first, so that each pixel is copied once: the one that is seen.
 
-    int64[m+1] and uint32[... 2]; a run ends at the latest after 64 pixels of the box's row.
+    A canvas is filled, painted and left before the next one, while it lies in the cache.
+    `sources`: image of each segment, pixels, the last of them; `order`: placements, starts;
+    `made`: pixels, valid.
     """
-    most = 0
-    for i in range(len(box)):
-        most += (box[i, 2] - box[i, 0]) * ((box[i, 3] - box[i, 1] + 1) // 2)
-    first, runs = np.zeros(len(box) + 1, np.int64), np.empty((most, 2), np.uint32)
-    bits = _lowest_first(bits)
-    made = np.uint64(0)
-    for i in range(len(box)):
-        top, left, bottom, right = box[i]
-        across = np.int64(right - left)
-        for row in range(bottom - top):
-            for column in range(0, across, 64):
-                word = _read(bits, 8 * offset[i] + row * across + column, across - column)
-                origin = np.uint64((top + row) * width + left + column)
-                while word:
-                    lowest = word & (~word + ONE)
-                    rest = word & (word + lowest)  # the carry clears the lowest run
-                    runs[made, 0] = origin + _count(lowest - ONE)
-                    runs[made, 1] = _count(word ^ rest)
-                    made += ONE
-                    word = rest
-        first[i + 1] = made
-    return first, runs
+    place, words = masks
+    image, source, end = sources
+    placements, starts = order
+    pixels, valid = made
+    size = np.uint64(canvas[0] * canvas[1])
+    covered, stride = _empty(canvas)
+    safe = np.uint64(source.ctypes.data) + np.uint64(len(source)) - np.uint64(LANES)
+    for i in range(len(starts) - 1):
+        covered[:] = 0
+        begin = np.uint64(i) * size
+        pixels[begin * THREE : (begin + size) * THREE] = fill
+        target = pixels.ctypes.data + begin * THREE
+        for at in range(starts[i + 1] - 1, starts[i] - 1, -1):
+            index = placements[at]
+            out_of = source.ctypes.data + np.uint64(image[index]) * size * THREE
+            _lay(
+                (words, place[index]),
+                (np.uint64(covered.ctypes.data), stride),
+                (target, np.uint64(canvas[1])),
+                (out_of, safe, np.uint64(end.ctypes.data)),
+            )
+        _unpack(covered, stride, valid, begin, canvas)
 
 
 @njit(cache=True, nogil=True)
-def _paint(
-    segments: tuple[Array, Array, Array],
-    sources: Array,
-    placements: Array,
-    starts: Array,
-    pixels: Array,
-    valid: Array,
+def _lay(
+    mask: tuple[Array, Array],
+    covered: tuple[np.uint64, np.uint64],
+    target: tuple[np.uint64, np.uint64],
+    source: tuple[np.uint64, np.uint64, np.uint64],
 ) -> None:
-    first, runs, image = segments
-    for i in range(len(pixels)):
-        canvas, painted = pixels[i], valid[i]
-        for j in range(starts[i], starts[i + 1]):
-            index = placements[j]
-            source = np.uint64(image[index]) * np.uint64(len(canvas))
-            for run in range(np.uint64(first[index]), np.uint64(first[index + 1])):
-                pixel, length = np.uint64(runs[run, 0]), np.uint64(runs[run, 1])
-                begin = pixel * THREE
-                _copy(canvas, begin, sources, source + begin, length * THREE)
-                for k in range(pixel, pixel + length):
-                    painted[k] = True
+    """Copy those of a segment's pixels that nothing covers, and mark them.
+
+    Addresses: `covered` and its bytes in a row; `target` and its pixels in a row; of `source`,
+    the image, the last place a vector may be read from, and where what is beyond stands again.
+    """
+    words, place = mask
+    bits, stride = covered
+    into, width = target
+    out_of, safe, end = source
+    top, bottom, first, many, at = place
+    row, pixel = bits + top * stride + first, top * width + EIGHT * first
+    for _ in range(top, bottom):
+        for k in range(many):
+            held = load(row + EIGHT * k)
+            word = words[at] & ~held
+            at += ONE
+            if word == 0:
+                continue
+            store(row + EIGHT * k, held | word)
+            skipped = _count((word & (~word + ONE)) - ONE)
+            word >>= skipped
+            here = (pixel + WORD * k + skipped) * THREE
+            while word:
+                there = out_of + here
+                overlay(into + here, there if there <= safe else end + (there - safe), word)
+                word >>= np.uint64(PIXELS)
+                here += np.uint64(3 * PIXELS)
+        row += stride
+        pixel += width
 
 
-def _memcpy(context: Any, target: Any, to: Any, source: Any, start: Any, length: Any) -> Any:
-    def make(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        arrays = (
-            context.make_array(signature.args[k])(context, builder, values[k]) for k in (0, 2)
-        )
-        into, out_of = (
-            builder.gep(array.data, [at])
-            for array, at in zip(arrays, (values[1], values[3]), strict=True)
-        )
-        raw_memcpy(builder, into, out_of, values[4], 1)  # type: ignore[no-untyped-call] # Numba's
-        return context.get_dummy_value()
-
-    return types.void(target, to, source, start, length), make
-
-
-# copies target[to : to + length] = source[start : start + length]; runs are so short and uneven
-# that a vectorised loop takes twice as long
-_copy: Any = intrinsic(_memcpy)
+@njit(cache=True, nogil=True)
+def _unpack(
+    covered: Array, stride: np.uint64, valid: Array, begin: np.uint64, canvas: tuple[int, int]
+) -> None:
+    """Write each pixel's bit as a byte; what overshoots a row, the next one overwrites."""
+    row, into = np.uint64(covered.ctypes.data), valid.ctypes.data + begin
+    width = np.uint64(canvas[1])
+    for _ in range(canvas[0]):
+        for k in range((width + WORD - ONE) // WORD):
+            spread(into + WORD * k, load(row + EIGHT * k))
+        row += stride
+        into += width

@@ -1,5 +1,8 @@
 """Cover and paint against sets of pixels, for the NumPy reference and for the compiled twin."""
 
+import ctypes
+import mmap
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType
@@ -211,3 +214,30 @@ def test_what_would_leave_the_arrays_is_refused() -> None:
         cpu.paint(segments, sources[:, :3], order, starts, 0)
     with pytest.raises(ValueError, match="placements"):
         cpu.paint(segments, sources, order, np.array([0, 3]), 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no mprotect")
+def test_the_last_pixels_of_the_last_source_are_read_where_it_ends() -> None:
+    """The sources fill their memory to the last byte of a page; behind it nothing can be read."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    everything = np.frombuffer(memory, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.mprotect.restype = ctypes.c_int
+    assert libc.mprotect(everything.ctypes.data + page, page, 0) == 0
+    canvas = (9, 64)
+    sources = everything[page - 9 * 64 * 3 : page].reshape(1, *canvas, 3)
+    sources[:] = np.random.default_rng(3).integers(0, 256, sources.shape)
+    whole = pack([np.ones(canvas, np.bool_)])
+    pixels, valid = cpu.paint(whole, sources, np.array([0]), np.array([0, 1]), 117)
+    np.testing.assert_array_equal(pixels, sources)
+    assert valid.all()
+
+
+@twins
+def test_no_segments_paint_the_fill(paste: ModuleType) -> None:
+    whole = pack([np.ones((3, 3), np.bool_)])
+    sources, none = np.zeros((1, 3, 3, 3), np.uint8), np.empty(0, np.int64)
+    pixels, valid = paste.paint(whole, sources, none, np.array([0, 0]), 117)
+    assert (pixels == 117).all() and not valid.any()
