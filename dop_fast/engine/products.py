@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from dop_fast.engine.tape import Operation, Slope, Tape
+from dop_fast.engine.tape import Operation, Slope, Tape, add
 
 aten = torch.ops.aten
 Arguments: TypeAlias = tuple[Any, ...]
@@ -26,6 +26,8 @@ class Product(NamedTuple):
 class Bilinear(Operation):
     """A product of two operands, of which either may be a constant."""
 
+    fresh = True
+
     def __init__(
         self, tape: Tape, operands: tuple[Tensor, Tensor], result: Tensor, product: Product
     ) -> None:
@@ -44,9 +46,10 @@ class Bilinear(Operation):
     def tangent(self, dx: Sequence[Slope]) -> Slope:
         a, b = (kept.value for kept in self.kept)
         da, db = (self._lowered(d) for d in dx)
-        return _added(
+        return add(
             None if da is None else self._product.of(da, b),
             None if db is None else self._product.of(a, db),
+            fresh=True,
         )
 
     def tangent_adjoint(self, dg: Slope, g: Tensor, dx: Sequence[Slope]) -> Sequence[Slope]:
@@ -56,24 +59,21 @@ class Bilinear(Operation):
         left, right = self._product.left, self._product.right
         slopes: list[Slope] = [None, None]
         if self.inputs[0] is not None:
-            slopes[0] = _added(
-                None if dg is None else left(dg, b, a), None if db is None else left(g, db, a)
+            slopes[0] = add(
+                None if dg is None else left(dg, b, a),
+                None if db is None else left(g, db, a),
+                fresh=True,
             )
         if self.inputs[1] is not None:
-            slopes[1] = _added(
-                None if dg is None else right(a, dg, b), None if da is None else right(da, g, b)
+            slopes[1] = add(
+                None if dg is None else right(a, dg, b),
+                None if da is None else right(da, g, b),
+                fresh=True,
             )
         return slopes
 
     def _lowered(self, slope: Slope) -> Slope:
         return None if slope is None else self._lower(slope)
-
-
-def _added(a: Slope, b: Slope) -> Slope:
-    """Return the sum of two products, in the memory of the first."""
-    if a is None or b is None:
-        return a if b is None else b
-    return a.add_(b)
 
 
 def _convolution(

@@ -87,7 +87,7 @@ class Recording:
                 slopes = operation.adjoint(output.grad, wanted)
                 for node, slope, want in zip(operation.inputs, slopes, wanted, strict=True):
                     if want and node is not None:
-                        node.grad = add(node.grad, slope)
+                        node.grad = add(slope, node.grad, fresh=operation.fresh)
             if tangent and operation.reached:
                 # what is not curved may find no adjoint: it does not look at it
                 slopes = operation.tangent_adjoint(
@@ -97,7 +97,7 @@ class Recording:
                 )
                 for node, slope in zip(operation.inputs, slopes, strict=True):
                     if node is not None:
-                        node.dgrad = add(node.dgrad, slope)
+                        node.dgrad = add(slope, node.dgrad, fresh=operation.fresh)
             if tangent:
                 output.dgrad = output.tangent = None
             if not (keep and operation.curved):

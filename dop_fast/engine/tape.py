@@ -19,11 +19,11 @@ Slope: TypeAlias = Tensor | None
 """A derivative; None is zero."""
 
 
-def add(a: Slope, b: Slope) -> Slope:
-    """Return the sum of two derivatives."""
+def add(a: Slope, b: Slope, *, fresh: bool = False) -> Slope:
+    """Return the sum of two derivatives; `fresh`: in the memory of the first."""
     if a is None or b is None:
         return a if b is None else b
-    return a + b
+    return a.add_(b) if fresh and a.dtype == b.dtype else a + b
 
 
 class Unsupported(Exception):
@@ -64,10 +64,12 @@ class Operation:
     `wanted`. `tangent` returns the output's tangent from the inputs' (R-operator).
     `tangent_adjoint` returns the tangents of what `adjoint` returned, given the tangent dg and
     the value g of the output's adjoint, and the inputs' tangents; it is called after `tangent`
-    and `adjoint`. `curved`: it reads g, which is there.
+    and `adjoint`. `curved`: it reads g, which is there. `fresh`: the adjoints that it returns are
+    in memory that nothing else uses.
     """
 
     curved = True
+    fresh = False
 
     def __init__(
         self,
