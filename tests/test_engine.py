@@ -1,6 +1,8 @@
 """The engine against float64 double backward: whole networks, and every rule by itself."""
 
-from collections.abc import Callable, Sequence
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -351,6 +353,27 @@ def test_the_chunk_that_fits_grows_with_the_free_memory(monkeypatch: pytest.Monk
     assert fit[0] == 2
     assert fit[2] == pytest.approx(2 * fit[1], abs=1)
     assert 5 < fit[1] < 30
+
+
+def test_a_chunk_s_memory_is_free_before_the_next_is_read() -> None:
+    model, last = build("resnet20", 10, 0), []
+
+    class Stream:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(3):
+                assert all(image() is None for image in last)
+                images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+                last.append(weakref.ref(images))
+                yield images, torch.arange(2)
+                del images
+
+    gc.collect()
+    gc.disable()  # without it, that is: what only the collector finds is found too late
+    try:
+        engine.hessian_gradient(model, Stream(), cross_entropy, keep=False)
+    finally:
+        gc.enable()
+    assert len(last) == 6
 
 
 def test_hooks_stay_and_none_is_added() -> None:

@@ -47,6 +47,7 @@ def gradients(
         mean = _Mean(scene.weights)
         for chunk, count in scene.chunks(batches):
             mean.add(chunk.gradient(keep=False), count)
+            del chunk
         return mean.finite("the gradient")
 
 
@@ -75,13 +76,16 @@ def hessian_gradient(
                 # the next chunk needs as much again while it is worked on
                 room -= chunk.saved_bytes()
                 room = room if room > 2 * chunk.saved_bytes() else 0
+            del chunk
         g, chunks = slope.finite("the gradient"), len(kept)
         while kept:
             chunk, count = kept.pop(0)  # in order: sums must not depend on the memory that is free
             product.add(chunk.products([g])[0], count)
+            del chunk
         if product.count < slope.count:
             for chunk, count in scene.chunks(batches, chunks):
                 product.add(chunk.products([g])[0], count)
+                del chunk
         return product.finite("the Hessian's product with the gradient")
 
 
@@ -101,6 +105,7 @@ def hessian_products(
         for chunk, count in scene.chunks(batches):
             for mean, slopes in zip(means, chunk.products(vectors), strict=True):
                 mean.add(slopes, count)
+            del chunk
         return [mean.finite("the Hessian's product") for mean in means]
 
 
@@ -168,12 +173,15 @@ class _Scene:
                 "the batches can be gone through only once", "give a list, not a generator"
             )
         for images, labels in islice(batches, first, None):
-            run = partial(self.run, _dense(images.to(self.device)), labels.to(self.device))
-            try:
-                chunk: Chunk = Recording(run, self.weights, self.low)
-            except Unsupported:
-                chunk = ByAutograd(run, self.weights)
-            yield chunk, len(labels)
+            yield self._chunk(images, labels), len(labels)
+            del images, labels  # before the next are read; users `del chunk` for the same reason
+
+    def _chunk(self, images: Tensor, labels: Tensor) -> Chunk:
+        run = partial(self.run, _dense(images.to(self.device)), labels.to(self.device))
+        try:
+            return Recording(run, self.weights, self.low)
+        except Unsupported:
+            return ByAutograd(run, self.weights)
 
 
 def _dense(tensor: Tensor) -> Tensor:

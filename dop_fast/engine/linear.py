@@ -106,25 +106,24 @@ def _sum(
     """Add or subtract; either may be a constant."""
     factor = kwargs.get("alpha", 1) * (-1 if func is aten.sub.Tensor else 1)
     terms = [(x, scale) for x, scale in zip(args, (1, factor), strict=True) if _is_node(tape, x)]
-    shapes = [x.shape for x, _ in terms]
+    inputs = [x for x, _ in terms]
+    # what the functions below hold must not be the tensors themselves, which they do not need
+    parts, shape = [(x.shape, scale) for x, scale in terms], result.shape
 
     def forward(dx: Sequence[Slope]) -> Slope:
-        parts = [
+        scaled = [
             d if scale == 1 else d * scale
-            for d, (_, scale) in zip(dx, terms, strict=True)
+            for d, (_, scale) in zip(dx, parts, strict=True)
             if d is not None
         ]
-        total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        total = scaled[0] if len(scaled) == 1 else scaled[0] + scaled[1]
         return total if total.shape == shape else total.expand(shape)
 
     def backward(g: Tensor) -> Sequence[Slope]:
-        slopes = [g if scale == 1 else g * scale for _, scale in terms]
-        return [slope.sum_to_size(s) for slope, s in zip(slopes, shapes, strict=True)]
+        return [(g if scale == 1 else g * scale).sum_to_size(like) for like, scale in parts]
 
-    shape = result.shape
-    plain = shapes == [shape, shape] and factor == 1
-    kind = Sum if plain else Linear
-    return [kind(tape, [x for x, _ in terms], result, forward, backward)]
+    plain = parts == [(shape, 1), (shape, 1)]
+    return [(Sum if plain else Linear)(tape, inputs, result, forward, backward)]
 
 
 def _is_node(tape: Tape, value: Any) -> bool:

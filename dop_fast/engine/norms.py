@@ -25,7 +25,7 @@ class BatchNorm(Operation):
 
     def __init__(self, tape: Tape, x: Tensor, norm: dualnorm.Norm, result: Tensor) -> None:
         super().__init__([tape.node(x)], tape, result, [tape.keep(x)])
-        self._norm, self._lower = norm, tape.lower
+        self._norm = norm
         self._sums: list[Tensor] = []
         self._gx: Slope = None
         self._b: Slope = None

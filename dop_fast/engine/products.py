@@ -33,7 +33,7 @@ class Bilinear(Operation):
     ) -> None:
         nodes, kept = map(tape.node, operands), map(tape.keep, operands)
         super().__init__(tuple(nodes), tape, result, tuple(kept))
-        self._product, self._lower = product, tape.lower
+        self._product = product
 
     def adjoint(self, g: Tensor, wanted: Sequence[bool]) -> Sequence[Slope]:
         a, b = (kept.value for kept in self.kept)

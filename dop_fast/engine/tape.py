@@ -80,10 +80,16 @@ class Operation:
     ) -> None:
         self.inputs, self.kept, self.output = tuple(inputs), tuple(kept), tape.new(result)
         self.reached = False  # by the sweep of the adjoint
+        # not the tape: a ring of references would hold a chunk's memory until it is found
+        self._low = tape.low
 
     @property
     def value(self) -> Tensor:
         return self.kept[0].value
+
+    def _lower(self, slope: Tensor) -> Tensor:
+        """Return an adjoint or a tangent in the type that operands are multiplied in."""
+        return slope if self._low is None else slope.to(self._low)
 
     def adjoint(self, g: Tensor, wanted: Sequence[bool]) -> Sequence[Slope]:
         raise NotImplementedError
@@ -133,10 +139,6 @@ class Tape:
         elif kept.low is None:
             kept.low = tensor.to(self.low)
         return kept
-
-    def lower(self, tensor: Tensor) -> Tensor:
-        """Return an adjoint or a tangent in the type that operands are multiplied in."""
-        return tensor if self.low is None else tensor.to(self.low)
 
     def before_writing(self, tensor: Tensor, *, whole: bool) -> Tensor:
         """Return the tensor as it is before an operation in place; `whole`: with its values."""
