@@ -1,15 +1,16 @@
 """NTK-SAP: what moves the spectrum of the neural tangent kernel (Wang et al., 2023).
 
 |d/dm of the mean of |f(Z; m * theta) - f(Z; m * (theta + epsilon * n))|^2|, summed over draws of
-the inputs Z, the weights theta and the perturbation n, all normal: neither data nor the weights
-that will be trained enter. Removed weights score 0. Batch norm has, in both networks, the
-statistics of Z in the first one, as constants, so that samples stay independent. Rounds draw from
-streams of their own, told apart by what is left.
+normal inputs Z, of the weights theta, and of a normal n: places are scored, not the weights in
+them, and without data. Removed weights score 0. Batch norm has, in both networks, the statistics
+of Z in the first one, as constants, so that samples stay independent. A round needs a seed of its
+own, to draw anew.
+
 `clean` draws theta by permuting the weights of each layer, which is another draw of whatever
-distribution the network was initialised with. `published` follows the code: theta is Kaiming
-normal over the fan-in, batch norm has scale 1 and shift 0 and the unbiased variance. Not followed:
-the threshold's ties and truncation. The script has 20 rounds of 5 draws for CIFAR-10, 10 inputs a
-class; the paper 100 rounds for larger data sets.
+distribution the network was initialised with. `published` follows the authors' code
+(YiteWang/NTK-SAP): theta is Kaiming normal over the fan-in, batch norm has scale 1, shift 0 and
+the unbiased variance; `kept` rounds what goes down, and drops ties with the last. For CIFAR-10 it
+takes 20 rounds of 5 draws of 10 inputs a class; the paper 100 rounds for larger data sets.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dop_fast.criteria._chunks import flat
 from dop_fast.engine import Precision, gradients
-from dop_fast.errors import ConfigError
+from dop_fast.errors import DataError
 from dop_fast.models import prunable
 from dop_fast.seeding import derive
 from dop_fast.types import Batches, Loss, Scores
@@ -46,7 +48,7 @@ def score(
     loss: Loss,
     seed: int,
     *,
-    image: tuple[int, int, int] | None = None,
+    image: tuple[int, ...] = (),
     draws: int = 5,
     samples: int = 100,
     epsilon: float = 0.01,
@@ -54,13 +56,14 @@ def score(
     variant: str = "clean",
     precision: Precision = "exact",
 ) -> Scores:
-    """Return the scores of this round's `mask` over `draws` of `samples` inputs of shape `image`.
+    """Return the scores at this round's `mask` over `draws` of `samples` inputs; no effect of loss.
 
-    Without `image` the inputs have the shape of the batches'. The loss has no effect.
+    `image`: channels, height and width of an input; empty: those of the first batch. Raises
+    `DataError` where there is neither.
     """
     weights = prunable(model)
     shape = (samples, *(image or _shape(batches)))
-    kept = {
+    left = {
         name: torch.ones_like(weight, dtype=torch.bool)
         if mask is None
         else mask[name].to(weight.device)
@@ -68,19 +71,18 @@ def score(
     }
     pair = _Pair(model, published=variant == "published")
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    count = sum(int(part.sum()) for part in kept.values())
     for index in range(draws):
-        stream = derive(seed, "ntk-sap", count, index)
+        stream = derive(seed, "ntk-sap", index)
         drawn = draw(model, shape, stream, variant == "published")
         first = drawn.weights
         second = {name: first[name] + epsilon * drawn.noise[name] for name in first}
-        pair.fill({name: part * kept[name] for name, part in first.items()}, "first")
-        pair.fill({name: part * kept[name] for name, part in second.items()}, "second")
+        pair.fill({name: part * left[name] for name, part in first.items()}, "first")
+        pair.fill({name: part * left[name] for name, part in second.items()}, "second")
         batch = drawn.inputs, torch.zeros(samples, dtype=torch.int64)
         g = gradients(pair, [batch], _distance, precision)
         for name in total:
             slope = first[name] * g[f"first.{name}"] + second[name] * g[f"second.{name}"]
-            total[name] += slope * kept[name]
+            total[name] += slope * left[name]
     return {name: value.abs_() for name, value in total.items()}
 
 
@@ -99,8 +101,16 @@ def draw(model: nn.Module, shape: tuple[int, ...], seed: int, published: bool) -
             new = dense.flatten()[order.to(dense.device)].view(dense.shape)
         weights[name] = new.to(dense)
         noise[name] = torch.randn(dense.shape, generator=stream).to(dense)
-    device = next(iter(weights.values()), inputs)
-    return Draw(inputs.to(device), weights, noise)
+    return Draw(inputs.to(next(iter(weights.values()), inputs)), weights, noise)
+
+
+def kept(scores: Scores, density: float) -> int:
+    """Return how many weights the published code keeps of these scores."""
+    values = flat(scores)
+    removed = int((1 - density) * len(values))
+    if not removed:
+        return len(values)
+    return int((values > values.kthvalue(removed).values).sum())
 
 
 def _stream(seed: int, name: str) -> torch.Generator:
@@ -110,7 +120,7 @@ def _stream(seed: int, name: str) -> torch.Generator:
 def _shape(batches: Batches) -> tuple[int, ...]:
     for images, _ in batches:
         return tuple(images.shape[1:])
-    raise ConfigError("NTK-SAP needs the shape of an image", "give image=(channels, height, width)")
+    raise DataError("NTK-SAP has to know the size of an input", "give image=(3, 224, 224)")
 
 
 def _distance(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -126,7 +136,7 @@ class _Pair(nn.Module):
         super().__init__()
         self.first, self.second = deepcopy(model), deepcopy(model)
         self._norms: list[_SharedNorm] = []
-        for name, module in list(self.first.named_modules()):
+        for name, module in list(self.first.named_modules(remove_duplicate=False)):
             if isinstance(module, _BatchNorm):
                 norm = _SharedNorm(module, published)
                 self._norms.append(norm)

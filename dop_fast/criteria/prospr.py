@@ -7,10 +7,11 @@ back through the steps without a graph of them, by products of the Hessian at th
 `clean`: every step sees all the material. `published` follows the code: every step sees one chunk,
 the next in turn, and beginning anew when they are used up (with new_data=False the first chunk
 always, the default of its command line); with momentum, nothing flows through the first step's
-gradient, which the code detaches. Not followed: ceil for the count of kept weights, the refusal
-of an empty layer and of layers other than convolutions, linear layers and batch norm.
+gradient, which the code detaches; `kept` rounds up. Not followed: the refusal of an empty layer,
+and of layers other than convolutions, linear layers and batch norm.
 """
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from itertools import islice
@@ -67,6 +68,11 @@ def score(
     return {
         name: (adjoint[name] * weight.detach()).abs_() for name, weight in prunable(model).items()
     }
+
+
+def kept(scores: Scores, density: float) -> int:
+    """Return how many weights the published code keeps."""
+    return math.ceil(sum(score.numel() for score in scores.values()) * density)
 
 
 def _values(model: nn.Module) -> Values:

@@ -4,9 +4,8 @@ Linear layers keep 0.3. Convolution i of L layers keeps in proportion to k^2 + k
 in networks without residual blocks over i^2 too, and at most all. `clean`: what a layer has no room
 for, all others share, and every mask has the count asked for. `published` follows the code: counts
 are truncated, and what a layer has no room for goes to the next ones in order, but only up to the
-first layer behind which nothing is left over; the code so keeps too few weights at low sparsity
-(17 layers of a ResNet-50 overflow at 80 %). Here the weights that miss, or are too many, are those
-next to each layer's limit.
+first layer behind which nothing is left over, so that it keeps too few weights at low sparsity:
+as many as `kept` says. Where the exact count is kept, those next to each layer's limit are added.
 """
 
 from torch import Tensor, nn
@@ -42,13 +41,18 @@ def score(
     if sparsity is not None:
         _check(weights, sparsity)
     if variant == "published":
-        kept = _published(weights, _claims(model), sparsity)
+        counts = _published(weights, _claims(model), sparsity)
         # above 0 up to the count, and then ever lower
-        return {name: kept[name] / u.numel() - u for name, u in drawn}
+        return {name: counts[name] / u.numel() - u for name, u in drawn}
     claims = _claims(model)
     return {
         name: claims[name] / u if name in claims else (u < LINEAR) * SURE - u for name, u in drawn
     }
+
+
+def kept(scores: Scores, density: float) -> int:
+    """Return how many weights the published code keeps of its scores."""
+    return sum(int((score > 0).sum()) for score in scores.values())
 
 
 def _is_linear(weight: Tensor) -> bool:
