@@ -163,25 +163,28 @@ class _Pair(nn.Module):
 
 
 class _SharedNorm(nn.Module):
-    """Batch norm by statistics that it takes while `measuring`, and constants after."""
+    """Batch norm that takes its statistics while `measuring`, and has them as constants after."""
 
     def __init__(self, norm: _BatchNorm, published: bool) -> None:
         super().__init__()
-        self._eps, self._correction = norm.eps, int(published)
-        affine = norm.affine and not published
-        self._scale = norm.weight.detach() if affine else None
-        self._shift = norm.bias.detach() if affine else None
+        self._eps, self._published = norm.eps, published
+        self._affine = None
+        if norm.affine and not published:
+            self._affine = norm.weight.detach(), norm.bias.detach()
         self.measuring = False
-        self._mean = self._factor = torch.zeros(())
+        self._mean = self._variance = torch.zeros(())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [n c ...] normalised."""
-        shape = [1, -1, *[1] * (x.dim() - 2)]
+        variance = self._variance
         if self.measuring:
-            dims = [0, *range(2, x.dim())]
-            variance, self._mean = torch.var_mean(x, dims, correction=self._correction)
-            self._factor = (variance + self._eps).rsqrt()
-            if self._scale is not None:
-                self._factor = self._factor * self._scale
-        result = (x - self._mean.view(shape)) * self._factor.view(shape)
-        return result if self._shift is None else result + self._shift.view(shape)
+            variance, self._mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+            count = x.numel() // x.shape[1]
+            # as in torch, only the statistics that are kept are unbiased
+            self._variance = variance * (count / max(count - 1, 1)) if self._published else variance
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        factor = (variance + self._eps).rsqrt()
+        if self._affine is None:
+            return (x - self._mean.view(shape)) * factor.view(shape)
+        scale, shift = self._affine
+        return (x - self._mean.view(shape)) * (factor * scale).view(shape) + shift.view(shape)
