@@ -30,7 +30,9 @@ def _projection(inputs: int, outputs: int) -> nn.Module:
     )
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
     def __init__(self, inputs: int, outputs: int, shortcut: nn.Module | None) -> None:
         super().__init__()
         stride = 1 if shortcut is None else 2
@@ -41,6 +43,7 @@ class _Block(nn.Module):
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map [n c h w] of one [n c h w]."""
         kept = x if self.downsample is None else self.downsample(x)
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + kept)
 
@@ -80,8 +83,8 @@ class ResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, shortcut: nn.Module | None) -> nn.Sequential:
-    first = _Block(inputs, outputs, shortcut)
-    return nn.Sequential(first, *(_Block(outputs, outputs, None) for _ in range(blocks - 1)))
+    first = Block(inputs, outputs, shortcut)
+    return nn.Sequential(first, *(Block(outputs, outputs, None) for _ in range(blocks - 1)))
 
 
 class VGG(nn.Module):

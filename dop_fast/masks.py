@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dop_fast import __version__
 from dop_fast.errors import ConfigError, ModelError, StoreError
 from dop_fast.kernels import bits, select
+from dop_fast.seeding import derive
 from dop_fast.types import Scores
 
 SCHEMA, VERSION = "dopfast.mask", 1
@@ -240,3 +241,13 @@ def _unpack(file: Any, name: str, row: Any) -> Tensor:
     if (found := int(mask.sum())) != kept:
         raise _DamageError(f"{name} keeps {found} weights, its table says {kept}")
     return mask
+
+
+def shuffled(mask_set: MaskSet, seed: int) -> MaskSet:
+    """Deal every layer's kept places anew, by lot: the same count in each layer, and `about`."""
+    dealt = {}
+    for name, mask in mask_set.masks.items():
+        generator = torch.Generator().manual_seed(derive(seed, "shuffle", name))
+        order = torch.randperm(mask.numel(), generator=generator)
+        dealt[name] = mask.flatten()[order].view(mask.shape)
+    return MaskSet(dealt, mask_set.about)

@@ -1,6 +1,6 @@
 """Gradients and Hessian products, chunk by chunk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,13 +37,19 @@ _SWITCHES = tuple(
 
 
 def gradients(
-    model: nn.Module, batches: Batches, loss: Loss, precision: Precision = "exact"
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    precision: Precision = "exact",
+    *,
+    names: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return g, the gradient of the mean loss, for each prunable weight in its shape.
 
-    Raises `ModelError` where it is not finite, `DataError` where there is no sample.
+    With `names`, for these parameters instead. Raises `ModelError` where it is not finite,
+    `DataError` where there is no sample.
     """
-    with _scene(model, loss, precision) as scene:
+    with _scene(model, loss, precision, names) as scene:
         mean = _Mean(scene.weights)
         for chunk, count in scene.chunks(batches):
             mean.add(chunk.gradient(keep=False), count)
@@ -96,11 +102,12 @@ def hessian_products(
     vectors: Sequence[Mapping[str, Tensor]],
     precision: Precision = "exact",
 ) -> list[dict[str, Tensor]]:
-    """Return Hv for each vector v, which is given and returned by prunable weight.
+    """Return Hv for each vector v, which is given and returned by parameter.
 
-    The vectors share each chunk's forward and adjoint. Raises as `gradients`.
+    H is by the parameters that the vectors name, prunable or not. The vectors share each chunk's
+    forward and adjoint. Raises as `gradients`.
     """
-    with _scene(model, loss, precision) as scene:
+    with _scene(model, loss, precision, vectors[0]) as scene:
         means = [_Mean(scene.weights) for _ in vectors]
         for chunk, count in scene.chunks(batches):
             for mean, slopes in zip(means, chunk.products(vectors), strict=True):
@@ -191,14 +198,17 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _scene(model: nn.Module, loss: Loss, precision: Precision) -> Iterator[_Scene]:
+def _scene(
+    model: nn.Module, loss: Loss, precision: Precision, names: Collection[str] = ()
+) -> Iterator[_Scene]:
     """Set the stage: the model keeps its weights, gradients, buffers and, afterwards, its modes."""
-    weights = {name: _dense(weight.detach()) for name, weight in prunable(model).items()}
-    if not weights:
+    found = prunable(model)
+    if not found:
         raise ModelError(
             "the model has no prunable weights", "it needs a convolution or a linear layer"
         )
     others = {name: value.detach() for name, value in model.named_parameters()}
+    weights = {name: _dense(others[name]) for name in names or found}
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
         # copies: batch norm must not move the running statistics of the model
