@@ -119,9 +119,7 @@ def keep_top(
     return MaskSet(dict(zip(scores, kept, strict=True)))
 
 
-def _floors(
-    scores: Scores, floor: float, protected: Collection[str] | None, k: int
-) -> list[int]:
+def _floors(scores: Scores, floor: float, protected: Collection[str] | None, k: int) -> list[int]:
     """Return how many weights of each layer stay in any case."""
     if not 0 <= floor <= 1:
         raise ConfigError(

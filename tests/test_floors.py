@@ -15,7 +15,9 @@ from dop_fast.masks import keep_top
 def sorting_twin(layers: list[list[float]], k: int, floors: list[int]) -> list[list[bool]]:
     """Return what stays, by sorting tuples: each layer's own best, then the best of the others."""
     order = sorted(
-        (-value, layer, at) for layer, values in enumerate(layers) for at, value in enumerate(values)
+        (-value, layer, at)
+        for layer, values in enumerate(layers)
+        for at, value in enumerate(values)
     )
     sure = {
         place

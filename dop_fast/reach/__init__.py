@@ -127,7 +127,7 @@ class _Traced:
 
     def layers(self) -> dict[fx.Node, str]:
         """Return the operations in which a signal meets a weight, and the weight's name."""
-        found = {}
+        found: dict[fx.Node, str] = {}
         for node in self.signals:
             own = [self.weights[each] for each in node.all_input_nodes if each in self.weights]
             found |= {node: own[0]} if own else {}

@@ -167,7 +167,7 @@ def _adaptive_maximum(call: Call) -> tuple[Tensor, None]:
     return _adaptive(call), None
 
 
-def _product(a: Any, b: Any, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _product(factors: Sequence[Any], multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return where a bilinear operation passes: a weight where it stays, of two signals either.
 
     Constants are taken to pass.
@@ -177,6 +177,7 @@ def _product(a: Any, b: Any, multiply: Callable[[Tensor, Tensor], Tensor]) -> Te
         tensor = value.value if isinstance(value, Moving) else value
         return torch.ones_like(tensor, dtype=torch.float32)
 
+    a, b = factors
     signals = [isinstance(x, Moving) and not x.weight for x in (a, b)]
     if all(signals):
         return multiply(a.value, full(b)) + multiply(full(a), b.value)
@@ -186,16 +187,16 @@ def _product(a: Any, b: Any, multiply: Callable[[Tensor, Tensor], Tensor]) -> Te
 
 def _convolved(call: Call) -> Tensor:
     x, weight, _, *how = call.args
-    return _product(x, weight, lambda a, b: torch.convolution(a, b, None, *how))
+    return _product((x, weight), lambda a, b: torch.convolution(a, b, None, *how))
 
 
 def _multiplied(call: Call) -> Tensor:
-    return _product(*call.args[:2], torch.matmul)
+    return _product(call.args[:2], torch.matmul)
 
 
 def _added_product(call: Call) -> Tensor:
     added, *factors = call.args[:3]
-    made = _product(*factors, torch.matmul)
+    made = _product(factors, torch.matmul)
     return made + added.value if isinstance(added, Moving) and not added.weight else made
 
 
