@@ -11,8 +11,9 @@ A file is written under `<name>.partial` and renamed.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +90,18 @@ class MaskSet:
         return (self.total - self.kept) / sum(value.numel() for value in model.parameters())
 
 
-def keep_top(scores: Scores, sparsity: float) -> MaskSet:
+def keep_top(
+    scores: Scores,
+    sparsity: float,
+    floor: float = 0.0,
+    protected: Collection[str] | None = None,
+) -> MaskSet:
     """Keep exactly k = round(N (1 - sparsity)) of all N weights, the best, and at least one.
 
-    Among equal scores the lower index stays: earlier layer first, then earlier in the flattened
-    weight. Raises `ModelError` for a score that is NaN or infinite.
+    Of each layer of n weights, or of each of the `protected` ones, the best ceil(n floor) stay in
+    any case. Among equal scores the lower index stays: earlier layer first, then earlier in the
+    flattened weight. Raises `ModelError` for a score that is NaN or infinite, `ConfigError` where
+    the floors together ask for more than k.
     """
     if not 0 <= sparsity < 1:
         raise ConfigError(f"sparsity must lie in [0, 1), got {sparsity}", "try --sparsity 0.9")
@@ -101,19 +109,61 @@ def keep_top(scores: Scores, sparsity: float) -> MaskSet:
         raise ModelError("there are no weights to prune", "score a model that has convolutions")
     total = sum(score.numel() for score in scores.values())
     k = max(1, round(total * (1 - sparsity)))
+    sure = _floors(scores, floor, protected, k)
     try:
-        packed = select.top(list(scores.values()), k, finite=True)
+        kept = _best(list(scores.values()), k, sure)
     except select.UnorderedError as error:
         name = list(scores)[error.layer]
         raise ModelError(
             f"a score in {name} is NaN or infinite", "score on other material"
         ) from error
-    return MaskSet(
-        {
-            name: bits.unpack(part.cpu(), score.shape)
-            for (name, score), part in zip(scores.items(), packed, strict=True)
-        }
-    )
+    return MaskSet(dict(zip(scores, kept, strict=True)))
+
+
+def _floors(scores: Scores, floor: float, protected: Collection[str] | None, k: int) -> list[int]:
+    """Return how many weights of each layer stay in any case."""
+    if not 0 <= floor <= 1:
+        raise ConfigError(
+            f"min_layer_density must lie in [0, 1], got {floor}", "try --min-layer-density 0.01"
+        )
+    # of the number as it is written: 0.1 * 30 is a little more than 3
+    share = Fraction(str(floor))
+    sizes = {
+        name: score.numel()
+        for name, score in scores.items()
+        if protected is None or name in protected
+    }
+    sure = [math.ceil(share * sizes.get(name, 0)) for name in scores]
+    if sum(sure) > k:
+        most = k / sum(sizes.values())
+        raise ConfigError(
+            f"the layers' floors ask for {sum(sure)} weights, the sparsity leaves {k}",
+            f"lower --min-layer-density to less than {most:.3g}, or --sparsity",
+        )
+    return sure
+
+
+def _best(scores: list[Tensor], k: int, sure: list[int]) -> list[Tensor]:
+    """Return masks of the k best scores, of each layer the `sure` best ones among them."""
+    if not any(sure):
+        packed = select.top(scores, k, finite=True)
+        return [bits.unpack(p.cpu(), s.shape) for p, s in zip(packed, scores, strict=True)]
+    for layer, score in enumerate(scores):
+        if not bool(score.isfinite().all()):
+            raise select.UnorderedError(layer)
+    kept = []
+    for score, count in zip(scores, sure, strict=True):
+        own = select.top([score], count)[0].cpu() if count else None
+        none = torch.zeros(score.shape, dtype=torch.bool)
+        kept.append(none if own is None else bits.unpack(own, score.shape))
+    if k == sum(sure):
+        return kept
+    left = [
+        score.detach().masked_fill(mask.to(score.device), -math.inf)
+        for score, mask in zip(scores, kept, strict=True)
+    ]
+    packed = select.top(left, k - sum(sure))
+    return [mask | bits.unpack(p.cpu(), mask.shape) for mask, p in zip(kept, packed, strict=True)]
 
 
 def apply_(model: nn.Module, mask_set: MaskSet) -> None:

@@ -7,7 +7,7 @@ from array_images import image_set, noisy, numbered
 from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from dop_fast import seeding
+from dop_fast import crops, seeding
 from dop_fast.config import DataConfig
 from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
@@ -96,7 +96,7 @@ def test_resized_crops_are_boxes_of_the_original_image() -> None:
     images = image_set(pixels, np.zeros(6, np.int64), 16)
     for index, found in enumerate(epoch_pixels(images, "resized", 3)):
         drawn = seeding.stream(0, "augment", 3, index)
-        top, left, height, width = augment.draw_box(40, 56, drawn)
+        top, left, height, width = crops.draw_box(40, 56, drawn)
         crop = Image.fromarray(pixels[index]).crop((left, top, left + width, top + height))
         expected = np.asarray(crop.resize((16, 16), Image.Resampling.BILINEAR))
         flipped = drawn.random() < 0.5
@@ -106,10 +106,8 @@ def test_resized_crops_are_boxes_of_the_original_image() -> None:
 @pytest.mark.parametrize(("height", "width"), [(200, 300), (300, 200), (100, 400), (400, 100)])
 def test_boxes_are_distributed_as_torchvision_s(height: int, width: int) -> None:
     count = 1500
-    ours = np.array(
-        [augment.draw_box(height, width, seeding.stream(i, "box")) for i in range(count)]
-    )
-    peer = RandomResizedCrop(8, augment.AREA, augment.RATIO)
+    ours = np.array([crops.draw_box(height, width, seeding.stream(i, "box")) for i in range(count)])
+    peer = RandomResizedCrop(8, crops.AREA, crops.RATIO)
     canvas = [torch.empty(3, height, width, device="meta")]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -124,7 +122,7 @@ def test_boxes_are_distributed_as_torchvision_s(height: int, width: int) -> None
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10), (1, 1)])
 def test_a_very_long_image_gives_the_box_in_its_middle(height: int, width: int) -> None:
     long = {(10, 400): (0, 193, 10, 13), (400, 10): (193, 0, 13, 10), (1, 1): (0, 0, 1, 1)}
-    assert augment.draw_box(height, width, np.random.default_rng(0)) == long[height, width]
+    assert crops.draw_box(height, width, np.random.default_rng(0)) == long[height, width]
 
 
 @pytest.mark.parametrize(("size", "kind"), [(32, "pad"), (64, "pad"), (65, "resized")])

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from dop_fast import seeding
 from dop_fast.concepts.segments import collect
 from dop_fast.config import DataConfig, ExtractConfig, PruneConfig, StitchConfig
-from dop_fast.errors import DataError, StoreError
+from dop_fast.errors import ConfigError, DataError, StoreError
 from dop_fast.images import ImageSet, open_images
-from dop_fast.patches import material, stitching
-from dop_fast.patches.material import Material
+from dop_fast.patches import baselines, cropping, material, stitching
+from dop_fast.patches.cropping import Augment
+from dop_fast.patches.material import KINDS, WITHOUT_STORE, Material
 from dop_fast.stores import Header, PatchStore, PatchWriter
 from dop_fast.types import Array, ClassConcepts, Concept
 
-KINDS = ("stitched", "patches", "random-segments", "images", "ones")
+BALANCED = tuple(kind for kind in KINDS if kind not in ("images-random", "less-patch"))
 CPU = torch.device("cpu")
 SIZE, FILL, CLASSES = 32, 117, 3
 
@@ -89,12 +91,35 @@ def denormal(batches: Iterable[tuple[Tensor, Tensor]], data: DataConfig) -> list
     return items
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("per_class", [1, 5, 6])
+@pytest.mark.parametrize("kind", BALANCED)
 def test_every_class_gives_exactly_as_many_as_asked(
-    kind: str, store: PatchStore, images: ImageSet, data: DataConfig
+    kind: str, per_class: int, store: PatchStore, images: ImageSet, data: DataConfig
 ) -> None:
-    labels = [label for _, batch in gather(kind, store, images, data) for label in batch.tolist()]
-    assert Counter(labels) == {0: 5, 1: 5, 2: 5}
+    made = gather(kind, store, images, data, per_class=per_class)
+    labels = [label for _, batch in made for label in batch.tolist()]
+    assert Counter(labels) == dict.fromkeys(range(CLASSES), per_class)
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(WITHOUT_STORE)))
+def test_patches_without_a_store_say_what_to_run(
+    kind: str, images: ImageSet, data: DataConfig
+) -> None:
+    with pytest.raises(StoreError) as caught:
+        gather(kind, None, images, data)
+    assert caught.value.hint == "run: dopfast extract"
+
+
+@pytest.mark.parametrize("kind", WITHOUT_STORE)
+def test_other_material_needs_no_store(kind: str, images: ImageSet, data: DataConfig) -> None:
+    assert sum(len(labels) for _, labels in gather(kind, None, images, data)) == 15
+
+
+def test_an_unknown_material_names_those_there_are(images: ImageSet, data: DataConfig) -> None:
+    with pytest.raises(ConfigError, match="grey-ish") as caught:
+        gather("grey-ish", None, images, data)
+    assert "stitched-reversed" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,18 +270,195 @@ def test_too_few_stitched_patches_say_how_to_make_more(
 @pytest.mark.parametrize(
     ("kind", "have"), [("patches", 24), ("random-segments", 64), ("images", 12)]
 )
-def test_too_few_of_anything_else_say_how_many_there_are(
+def test_a_class_with_fewer_gives_all_of_them_repeatedly_and_is_named(
     kind: str, have: int, store: PatchStore, images: ImageSet, data: DataConfig
 ) -> None:
-    assert len(list(gather(kind, store, images, data, per_class=have, batch_size=100))) == (
-        -(-have * CLASSES // 100)
+    assert gather(kind, store, images, data, per_class=have).notes == ()
+    made = gather(kind, store, images, data, per_class=have + 3)
+    items = denormal(made, data)
+    assert Counter(label for label, _ in items) == dict.fromkeys(range(CLASSES), have + 3)
+    shown = Counter((label, pixels.tobytes()) for label, pixels in items)
+    assert set(shown.values()) == {1, 2} and len(shown) == have * CLASSES
+    (note,) = made.notes
+    assert f"than {have + 3}" in note and f"blue ({have})" in note and f"red ({have})" in note
+
+
+def test_a_class_with_fewer_concepts_is_named_and_one_without_is_refused(
+    store: PatchStore, images: ImageSet, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concepts = PatchStore.concepts
+
+    def fewer(left: int) -> None:
+        def cut(self: PatchStore, class_id: int) -> ClassConcepts:
+            found = concepts(self, class_id)
+            return replace(found, concepts=found.concepts[: left if class_id == 1 else 3])
+
+        monkeypatch.setattr(PatchStore, "concepts", cut)
+
+    fewer(2)
+    made = gather("patches", store, images, data)
+    (note,) = made.notes
+    assert "fewer concepts than 3" in note and "green (2)" in note and "blue" not in note
+    assert Counter(label for _, batch in made for label in batch.tolist())[1] == 5
+    fewer(0)
+    with pytest.raises(DataError, match="class green has nothing"):
+        gather("patches", store, images, data)
+
+
+# --- ablations and controls
+def test_unbalanced_images_are_drawn_from_all_with_their_own_labels(
+    images: ImageSet, data: DataConfig
+) -> None:
+    made = gather("images-random", None, images, data)
+    known = {pixels.tobytes(): images.labels[i] for i, pixels in enumerate(all_of(images))}
+    items = denormal(made, data)
+    assert len({pixels.tobytes() for _, pixels in items}) == 15
+    assert [known[pixels.tobytes()] for _, pixels in items] == [label for label, _ in items]
+    assert set(Counter(label for label, _ in items).values()) != {5}
+
+
+def test_less_patch_is_one_patch_of_each_class_whatever_is_asked(
+    store: PatchStore, images: ImageSet, data: DataConfig
+) -> None:
+    less = denormal(gather("less-patch", store, images, data), data)
+    one = denormal(gather("patches", store, images, data, per_class=1), data)
+    assert sorted(label for label, _ in less) == [0, 1, 2]
+    assert {pixels.tobytes() for _, pixels in less} == {pixels.tobytes() for _, pixels in one}
+
+
+def test_grey_is_the_fill_and_nothing_else(images: ImageSet, data: DataConfig) -> None:
+    assert all(
+        (pixels == FILL).all() for _, pixels in denormal(gather("grey", None, images, data), data)
     )
-    with pytest.raises(DataError, match=str(have)) as caught:
-        gather(kind, store, images, data, per_class=have + 1)
-    assert f"--per-class {have}" in caught.value.hint
 
 
-def test_patches_without_a_store_say_what_to_run(images: ImageSet, data: DataConfig) -> None:
-    with pytest.raises(StoreError) as caught:
-        gather("patches", None, images, data)
-    assert caught.value.hint == "run: dopfast extract"
+def test_noise_has_the_mean_and_the_deviation_of_the_data(
+    images: ImageSet, data: DataConfig
+) -> None:
+    pixels = torch.cat([batch for batch, _ in gather("noise", None, images, data)])
+    assert pixels.mean().abs() < 0.02 and (pixels.std() - 1).abs() < 0.02
+    assert len({image.numpy().tobytes() for image in pixels}) == 15
+    assert (pixels[..., 1:] * pixels[..., :-1]).mean().abs() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["patches", "stitched"])
+def test_blurred_patches_keep_shape_and_colour_and_lose_detail(
+    kind: str, store: PatchStore, images: ImageSet, data: DataConfig
+) -> None:
+    plain, soft = (
+        denormal(gather(each, store, images, data), data) for each in (kind, f"{kind}-blurred")
+    )
+    for (label, before), (label_after, after) in zip(plain, soft, strict=True):
+        own = (before != FILL).any(2)
+        assert label == label_after and (after[~own] == FILL).all()
+        before, after = before[own].astype(float), after[own].astype(float)
+        assert abs(before.mean(0) - after.mean(0)).max() < 5
+        assert after.std(0).mean() < 0.8 * before.std(0).mean()
+
+
+def test_blurring_is_a_weighted_mean_over_the_patch_alone() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (1, 20, 20, 3), np.uint8)
+    valid = rng.random((1, 20, 20)) < 0.4
+    found = baselines.blurred(pixels, valid, FILL)[0]
+    y, x = np.nonzero(valid[0])
+    for row, column in zip(y, x, strict=True):
+        weight = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 2)  # a twentieth of 20 pixels
+        expected = (weight[:, None] * pixels[0, y, x]).sum(0) / weight.sum()
+        assert abs(found[row, column] - expected).max() < 1.5
+    assert (found[~valid[0]] == FILL).all()
+
+
+@pytest.mark.parametrize("kind", ["stitched", "patches", "images"])
+def test_permuted_labels_go_with_the_same_pixels_in_the_same_order(
+    kind: str, store: PatchStore, images: ImageSet, data: DataConfig
+) -> None:
+    plain, permuted = (
+        list(gather(each, store, images, data)) for each in (kind, f"{kind}-permuted")
+    )
+    for (pixels, _), (same, _) in zip(plain, permuted, strict=True):
+        assert torch.equal(pixels, same)
+    labels, other = (torch.cat([batch for _, batch in made]) for made in (plain, permuted))
+    assert not torch.equal(labels, other)
+    assert torch.equal(labels.sort()[0], other.sort()[0])
+
+
+def test_patches_in_reverse_use_up_the_least_important_concept_first(
+    store: PatchStore, images: ImageSet, data: DataConfig
+) -> None:
+    items = denormal(gather("patches-reversed", store, images, data, per_class=10), data)
+    for class_id in range(CLASSES):
+        found = store.concepts(class_id)
+        possible = [
+            {on_fill(found, index, images) for index in concept.members}
+            for concept in found.concepts
+        ]
+        own = [pixels.tobytes() for label, pixels in items if label == class_id]
+        assert [sum(one in each for one in own) for each in possible] == [0, 2, 8]
+
+
+def test_stitched_in_reverse_is_stitched_with_the_concepts_reversed(
+    store: PatchStore, images: ImageSet, data: DataConfig
+) -> None:
+    items = denormal(gather("stitched-reversed", store, images, data, per_class=6), data)
+    config = StitchConfig(sigma=0.5, per_class=6)
+    for class_id in range(CLASSES):
+        found = store.concepts(class_id)
+        found = replace(found, concepts=found.concepts[::-1])
+        expected = stitching.stitch_class(found, images.load, config, FILL, 0).pixels
+        own = [pixels for label, pixels in items if label == class_id]
+        assert Counter(map(bytes, own)) == Counter(map(bytes, expected))
+
+
+# --- augmentation
+@pytest.mark.parametrize("augment", ["published", "guaranteed"])
+@pytest.mark.parametrize("kind", ["patches", "stitched", "images"])
+def test_crops_are_the_same_at_every_iteration_and_in_chunks_of_any_size(
+    augment: Augment, kind: str, store: PatchStore, images: ImageSet, data: DataConfig
+) -> None:
+    def pixels_of(batch_size: int) -> Tensor:
+        config = PruneConfig(per_class=5, batch_size=batch_size)
+        made = material.gather(
+            kind, store, images, data, config, seed=0, device=CPU, augment=augment
+        )
+        once, again = (torch.cat([batch for batch, _ in made]) for _ in range(2))
+        assert torch.equal(once, again)
+        return once
+
+    assert torch.equal(pixels_of(4), pixels_of(100))
+    plain = torch.cat([batch for batch, _ in gather(kind, store, images, data)])
+    assert not torch.equal(pixels_of(4), plain)
+
+
+def test_a_guaranteed_crop_keeps_half_of_the_patch_where_the_published_may_keep_nothing() -> None:
+    valid = np.zeros((60, 60), np.bool_)
+    valid[5:13, 40:52] = np.random.default_rng(0).random((8, 12)) < 0.8
+    kept = {"published": [], "guaranteed": []}
+    for augment, shares in kept.items():
+        for draw in range(300):
+            rng = seeding.stream(0, "box", draw)
+            top, left, height, width = cropping.choose_box(valid, augment, rng)
+            inside = valid[top : top + height, left : left + width].sum()
+            shares.append(inside / valid.sum())
+            assert 0 <= top <= 60 - height and 0 <= left <= 60 - width
+    assert min(kept["published"]) == 0
+    assert min(kept["guaranteed"]) >= cropping.SHARE
+    crops = {
+        cropping.choose_box(valid, "guaranteed", seeding.stream(1, "box", i)) for i in range(50)
+    }
+    assert len(crops) > 45  # still random, not the whole image
+
+
+@pytest.mark.parametrize(("share", "expected"), [(15, 0.146), (50, 0.274), (80, 0.325)])
+def test_published_crops_miss_the_patch_as_often_as_was_simulated(
+    share: int, expected: float
+) -> None:
+    side, missed = round(224 / share**0.5), 0
+    for draw in range(4000):
+        rng = seeding.stream(0, "square", draw)
+        valid = np.zeros((224, 224), np.bool_)
+        top, left = rng.integers(224 - side + 1, size=2)
+        valid[top : top + side, left : left + side] = True
+        y, x, height, width = cropping.choose_box(valid, "published", rng)
+        missed += not valid[y : y + height, x : x + width].any()
+    assert abs(missed / 4000 - expected) < 0.03  # four standard deviations of this many draws

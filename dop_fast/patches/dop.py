@@ -28,6 +28,19 @@ def choose(found: ClassConcepts, count: int, seed: int) -> NDArray[np.int64]:
     return members[np.argsort(turn, kind="stable")][:count].astype(np.int64)
 
 
+def choose_least(found: ClassConcepts, count: int, seed: int) -> NDArray[np.int64]:
+    """Draw `count` segments of a class from the least important concept, then from the next.
+
+    int64[count], without replacement; a control: `choose` takes equally many of every concept.
+    DataError as there.
+    """
+    rng = stream(seed, "patches", found.class_id)
+    drawn = [rng.permutation(concept.members) for concept in found.concepts]
+    members = np.concatenate([[], *drawn[::-1]]).astype(np.int64)
+    refuse_if_fewer(len(members), count, f"segments in concepts of class {found.class_id}")
+    return members[:count]
+
+
 def render(segments: Segments, load: Load, fill: int, label: Array) -> Patches:
     """Return every segment alone, at its own place, on the fill value."""
     segments, sources = with_sources(segments, load)
