@@ -121,7 +121,8 @@ def as_markdown(results: Results) -> str:
         f"# {results.sweep.name}: {recipe['model']}, {recipe['classes']} classes",
         "",
         f"{results.done} of {results.cells} cells are done. Top-1 in percent: mean ± standard "
-        f"deviation [{CONFIDENCE:.0%} interval, Student's t] (seeds). One seed has no interval.",
+        f"deviation [{100 * CONFIDENCE:g} % interval, Student's t] (seeds); "
+        "one seed has none.",
         "",
         *_table(["", *(f"{100 * at:.4g} %" for at in results.sparsities)], _accuracies(results)),
     ]
@@ -166,7 +167,7 @@ def _accuracies(results: Results) -> Iterator[list[str]]:
     published = _anchors(results)
     if results.dense:
         dense = text(statistics.over_seeds(results.dense))
-        yield [DENSE, dense, *[""] * (len(results.sparsities) - 1)]
+        yield [f"{DENSE}, 0 %", dense, *[""] * (len(results.sparsities) - 1)]
     shown: set[int] = set()
     for row, name in results.names.items():
         figures = results.top1.get(row, {})
@@ -213,6 +214,7 @@ def _anchors(results: Results) -> list[tuple[Anchor, dict[str, Any]]]:
             results.recipe_of(next((row for row in results.names if _like(anchor, row)), None)),
         )
         for anchor in of_set(results.sweep.anchors)
+        if set(anchor.top1) & set(results.sparsities)
     ]
 
 
