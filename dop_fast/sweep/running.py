@@ -59,7 +59,7 @@ class Book:
         space = replace(self.space, model=model)
         if row is None or row.stitch is None:
             return space
-        source = vars(PatchStore(self.space.patches).header) if self._extracted else None
+        source = vars(self.store(None).header) if stores.exists(self.space.patches) else None
         mark = fingerprint(row.stitch.to_dict(), self.space.seed, source)
         return replace(space, store=f"{FOLDER}/stitched-{mark[:8]}.zarr")
 
@@ -69,10 +69,6 @@ class Book:
             return ""
         store = self.workspace(cell.row).patches
         return "" if stores.exists(store) else Path(store).stem
-
-    @property
-    def _extracted(self) -> bool:
-        return stores.exists(self.space.patches)
 
     def run(self, cell: Cell) -> runs.Run | None:
         """Return the finished run of a cell; None before."""
@@ -122,12 +118,15 @@ class Book:
             return "the store of patches"
         return ""
 
+    def store(self, row: Row | None) -> PatchStore:
+        """Return the store of patches that a row is scored on; StoreError where there is none."""
+        return PatchStore(self.workspace(row).patches)
+
     def _patches(self, cell: Cell) -> tuple[str, ...]:
         """Return the marks that `pipeline.prune` leaves of a store, with and without stitching."""
-        address = self.workspace(cell.row).patches
-        if not stores.exists(address):
+        if not stores.exists(self.workspace(cell.row).patches):
             return ()
-        store = PatchStore(address)
+        store = self.store(cell.row)
         return tuple(fingerprint(vars(store.header), part) for part in (None, store.stitching))
 
 
