@@ -11,5 +11,5 @@ for name, folder in HOMES.items():
 setup(
     packages=sorted(packages),
     package_dir=HOMES,
-    package_data={"dop_fast": ["py.typed", "templates/*"]},
+    package_data={"dop_fast": ["py.typed", "templates/*", "sweep/*.toml", "sweep/ready/*.toml"]},
 )

@@ -148,9 +148,12 @@ def _open_workspace(ctx: click.Context, param: click.Parameter, value: Path) -> 
 
 
 def command(
-    example: str, *, workspace: bool = True, compute: bool = True
+    example: str, *, workspace: bool = True, compute: bool = True, preview: bool = False
 ) -> Callable[[Body], Command]:
-    """Make a command of a body that returns an Outcome; the common options come with it."""
+    """Make a command of a body that returns an Outcome; the common options come with it.
+
+    With `preview` the body itself takes `dry_run`, and shows what it would do.
+    """
     options: list[click.Parameter] = []
     if workspace:
         options += [
@@ -183,8 +186,9 @@ def command(
         )
     options += [
         Option(["--force"], is_flag=True, help="replace what is there", panel="Output"),
-        Option(["--dry-run"], is_flag=True, help="show every value and its source, then stop",
-               panel="Output"),
+        Option(["--dry-run"], is_flag=True, panel="Output",
+               help="show what would be done, then stop" if preview
+               else "show every value and its source, then stop"),
         Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
         Option(["-q", "--quiet"], is_flag=True, help="print results only", panel="Output"),
     ]  # fmt: skip
@@ -193,7 +197,7 @@ def command(
         def run(**values: Any) -> None:
             ctx = click.get_current_context()
             as_json, quiet = values.pop("json"), values.pop("quiet")
-            if values.pop("dry_run"):
+            if not preview and values.pop("dry_run"):
                 _show_values(ctx, as_json)
                 return
             if workspace:

@@ -42,8 +42,21 @@ def reach(cells: Iterable[Estimate]) -> list[float]:
     return [value for cell in cells for value in (*cell.values, *(cell.interval or ()))]
 
 
+class Figure(NamedTuple):
+    """What a plot shows, however it is drawn."""
+
+    lines: Sequence[charts.Line]
+    x_axis: charts.Axis
+    y_axis: charts.Axis
+
+
 def accuracy(comparison: Comparison, look: Styles) -> Markup:
     """Draw top-1 against sparsity, one line a series, with 95 % intervals."""
+    return charts.lines(*accuracy_figure(comparison, look), "top-1 accuracy against sparsity")
+
+
+def accuracy_figure(comparison: Comparison, look: Styles) -> Figure:
+    """Return top-1 against sparsity, one line a series, with 95 % intervals."""
     places = {at: i for i, at in enumerate(comparison.sparsities)}
     lines = [
         charts.Line(
@@ -62,7 +75,7 @@ def accuracy(comparison: Comparison, look: Styles) -> Markup:
     ticks = [(i, f"{100 * at:.4g}") for at, i in places.items()]
     y_axis = charts.axis(reach(comparison.cells), "top-1, %", unit=PERCENT)
     x_axis = charts.Axis(low, high, ticks, "sparsity, %")
-    return charts.lines(lines, x_axis, y_axis, "top-1 accuracy against sparsity")
+    return Figure(lines, x_axis, y_axis)
 
 
 def strips(comparison: Comparison) -> dict[tuple[str, float], Markup]:

@@ -1,0 +1,171 @@
+"""Who works on what, among processes that share nothing but a folder.
+
+A claim is a file made with O_EXCL: one process makes it, every other one fails to. Its owner
+touches it every `BEAT_S`. One that was not touched for `STALE_S`, or whose process is gone from
+this machine, may be taken over by making the claim of the next generation, which again only one
+process can; the claim that counts is that of the highest generation. Times are compared by the
+folder's own clock, so machines need not agree on theirs.
+"""
+
+import json
+import os
+import platform
+import secrets
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+BEAT_S, STALE_S = 20.0, 300.0
+
+
+def _machine() -> str:
+    """Return what two processes have in common that see each other's ids: containers do not."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()} {space.readlink() if space.is_symlink() else ''}".rstrip()
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Claims in one folder; keys are file names without an ending."""
+
+    folder: Path
+
+    @cached_property
+    def began(self) -> float:
+        """When these claims were first asked for this, by the folder's clock."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self._now()
+
+    def take(self, key: str) -> "Claim | None":
+        """Return the claim, to be used as a context; None where another process has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        top = self._top(key)
+        if top >= 0 and self._alive(self._path(key, top)):
+            return None
+        claim = Claim(self, key, top + 1)
+        try:
+            with claim.path.open("x", encoding="utf-8") as file:
+                json.dump({"machine": _machine(), "pid": os.getpid(), "token": claim.token}, file)
+        except FileExistsError:
+            return None
+        return claim
+
+    def holder(self, key: str) -> str:
+        """Return the machine and process that have it, or an empty text where it is free."""
+        top = self._top(key)
+        if top < 0 or not self._alive(path := self._path(key, top)):
+            return ""
+        owner = _read(path)
+        return f"{str(owner.get('machine', '?')).split(' ')[0]}, process {owner.get('pid', '?')}"
+
+    def fail(self, key: str, message: str) -> None:
+        """Note that the work on `key` failed, so that no process tries it again by itself."""
+        (self.folder / f"{key}.failed").write_text(message, encoding="utf-8")
+
+    def failure(self, key: str, *, since_start: bool = True) -> str:
+        """Return why it failed, since these claims `began` or ever; empty where it did not."""
+        path = self.folder / f"{key}.failed"
+        try:
+            recent = path.stat().st_mtime >= self.began
+            return path.read_text(encoding="utf-8") if recent or not since_start else ""
+        except FileNotFoundError:
+            return ""
+
+    def forget_failure(self, key: str) -> None:
+        """Let the work on `key` count as not yet tried."""
+        (self.folder / f"{key}.failed").unlink(missing_ok=True)
+
+    def _path(self, key: str, generation: int) -> Path:
+        return self.folder / f"{key}.{generation}.claim"
+
+    def _top(self, key: str) -> int:
+        """Return the generation that counts, -1 where there is none."""
+        names = (path.name for path in self.folder.glob("*.claim"))
+        parts = (name.removesuffix(".claim").rpartition(".") for name in names)
+        return max((int(number) for found, _, number in parts if found == key), default=-1)
+
+    def _alive(self, path: Path) -> bool:
+        try:
+            age = self._now() - path.stat().st_mtime
+        except FileNotFoundError:  # released in this moment
+            return False
+        owner = _read(path)
+        if owner.get("machine") == _machine() and not _runs(owner["pid"]):
+            return False
+        return age < STALE_S
+
+    def _now(self) -> float:
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(b".")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime
+
+
+@dataclass
+class Claim:
+    """One claim; as a context it is kept alive, and given back at the end."""
+
+    claims: Claims
+    key: str
+    generation: int
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def path(self) -> Path:
+        """The file that only this claim's owner has made."""
+        return self.claims._path(self.key, self.generation)
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody has taken it over, as one may after `STALE_S` without a sign of life."""
+        mine = _read(self.path).get("token") == self.token
+        return mine and self.claims._top(self.key) == self.generation
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._beat, daemon=True, name=f"claim {self.key}").start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if self.held:
+            # older generations first: were this one gone before them, a dead one would count again
+            for generation in range(self.generation + 1):
+                self.claims._path(self.key, generation).unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S) and self.held:
+            try:
+                os.utime(self.path)
+            except FileNotFoundError:  # given back in this moment
+                return
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a claim says of its owner; nothing where it is gone or not yet written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _runs(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is not harmless
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
