@@ -239,6 +239,14 @@ class StitchConfig(StageConfig):
     )  # fmt: skip
 
 
+MATERIALS = (
+    "stitched", "patches", "images", "images-random", "random-segments", "less-patch", "ones",
+    "grey", "noise", "patches-blurred", "stitched-blurred", "patches-reversed",
+    "stitched-reversed", "stitched-permuted", "patches-permuted", "images-permuted",
+)  # fmt: skip
+"""What weights are scored on: see `patches.material`."""
+
+
 @dataclass(frozen=True)
 class PruneConfig(StageConfig):
     """One-shot pruning at initialisation, Algorithm 1, lines 2 to 4."""
@@ -257,14 +265,21 @@ class PruneConfig(StageConfig):
         "prunable", "of what sparsity is a share: prunable weights, or all parameters (the paper)",
         choices=("prunable", "all"),
     )  # fmt: skip
+    min_layer_density: float = setting(
+        0.0, "share that every layer keeps in any case; 0: a layer may lose all", low=0, high=1
+    )
+    like: str = setting("", "a mask whose layers' densities are kept, the places in them by lot")
     count: str = setting(
         "exact", "weights kept: the share asked for, or as published code rounds and breaks ties",
         choices=("exact", "published"),
     )  # fmt: skip
     material: str = setting(
         "auto", "what weights are scored on; auto: stitched patches if there are any, else patches",
-        choices=("auto", "stitched", "patches", "images", "random-segments", "ones"),
-        panel="Data",
+        choices=("auto", *MATERIALS), panel="Data",
+    )  # fmt: skip
+    augment: str = setting(
+        "none", "of material; published: random resized crop and flip, guaranteed: one that shows "
+        "part of the patch", choices=("none", "published", "guaranteed"), panel="Data",
     )  # fmt: skip
     per_class: int = setting(10, "material of each class", low=1, panel="Data")
     batch_size: int = setting(

@@ -72,6 +72,8 @@ def chunks(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ba
 
 
 def score(name: str, model: nn.Module, batches: Any, **knobs: Any) -> dict[str, Tensor]:
+    if name == "smart-ratio":
+        knobs = {"sparsity": 0.5, **knobs}
     return criteria.load(name).score(model, batches, cross_entropy, 0, **knobs)
 
 

@@ -1,6 +1,6 @@
 """Random crops of what a network is scored on: as published, or with patch pixels guaranteed."""
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -11,9 +11,9 @@ from dop_fast.crops import draw_box
 from dop_fast.seeding import stream
 from dop_fast.types import Array
 
-Augment: TypeAlias = Literal["none", "published", "guaranteed"]
-"""published: RandomResizedCrop and a flip, as in training. guaranteed: of those, the first crop
-that keeps `SHARE` of the patch's own pixels."""
+Augment: TypeAlias = str
+"""none. published: RandomResizedCrop and a flip, as in training. guaranteed: of those, the first
+crop that keeps `SHARE` of the patch's own pixels."""
 
 SHARE = 0.5
 TRIES = 50

@@ -13,7 +13,7 @@ from dop_fast.config import DataConfig, ExtractConfig, PruneConfig, StitchConfig
 from dop_fast.errors import ConfigError, DataError, StoreError
 from dop_fast.images import ImageSet, normalise
 from dop_fast.patches import baselines, dop, stitching
-from dop_fast.patches.cropping import Augment, crop
+from dop_fast.patches.cropping import crop
 from dop_fast.seeding import stream
 from dop_fast.stores import PatchStore
 from dop_fast.types import Array, Batch, ClassConcepts, Segments
@@ -92,7 +92,6 @@ def gather(
     *,
     seed: int,
     device: torch.device,
-    augment: Augment = "none",
 ) -> Material:
     """Return `config.per_class` items of each class, as normalised batches on `device`.
 
@@ -118,7 +117,7 @@ def gather(
             assert found.inputs is not None  # one of the two is given
             return found.inputs(items, device), answers
         pixels, valid = found.read(items)
-        cropped = torch.from_numpy(crop(pixels, valid, items, augment, seed)).to(device)
+        cropped = torch.from_numpy(crop(pixels, valid, items, config.augment, seed)).to(device)
         return normalise(cropped, data.mean, data.std), answers
 
     order = stream(seed, "material").permutation(len(labels))

@@ -21,6 +21,8 @@ from dop_fast.stores import PatchStore
 from dop_fast.types import Batches
 from dop_fast.workspace import Workspace
 
+LATER = ("chunk", "notes")
+"""What is known of a mask only when it is made."""
 Training: TypeAlias = Generator[training.Epoch, None, dict[str, float]]
 """Yields every epoch, and returns the run's top1, top5 and loss."""
 
@@ -46,10 +48,14 @@ def prune(
     kind = _material(workspace, config) if criterion.NEEDS_DATA else "none"
     path = workspace.masks / f"{name or _label(config, kind, seed)}.safetensors"
     model = models.build(workspace.model.name, len(train.classes), seed, workspace.root)
+    like = open_mask(workspace, config.like)[1] if config.like else None
+    if like:
+        config = replace(config, sparsity=like.sparsity, definition="prunable")
     plan = pruning.Plan(
         pruning.density(model, config.sparsity, config.definition),
         pruning.rounds_of(criterion, config.rounds),
         published=config.count == "published",
+        floor=config.min_layer_density,
     )
     about = {
         "criterion": config.criterion,
@@ -63,21 +69,28 @@ def prune(
         "init": models.fingerprint(model),
         "data": train.fingerprint,
     }
-    needs_store = kind not in ("none", "images", "ones")
+    needs_store = kind not in ("none", *material.WITHOUT_STORE)
     store = open_patches(workspace, train) if needs_store else None
     if criterion.NEEDS_DATA:
         about["patches"] = _source(store, kind)
     if path.is_file() and not force:
         return path, _same(path, about), model
-    model.to(device)
+    _prepare(criterion, model.to(device))
     batches: Batches = ()
     if criterion.NEEDS_DATA:
         config = _chunked(workspace, config, model)
         batches = material.gather(
             kind, store, train, workspace.data, config, seed=seed, device=device
         )
+        about["notes"] = list(batches.notes)
     about["chunk"] = config.batch_size
-    knobs = {"precision": config.precision, "variant": config.variant, "image": _image(workspace)}
+    knobs = {
+        "precision": config.precision,
+        "variant": config.variant,
+        "image": _image(workspace),
+        "sparsity": 1 - plan.density,
+        "like": like and like.masks,
+    }
     job = pruning.Job(criterion, model, batches, cross_entropy, seed, knobs)
     rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
     kept = replace(deque(rounds, maxlen=1).pop(), about=about)
@@ -86,10 +99,17 @@ def prune(
     return path, kept, model.cpu()
 
 
+def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
+    """Change the network as the criterion asks for, in training too."""
+    change = getattr(criterion, "prepare", None)
+    if change is not None:
+        change(model)
+
+
 def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
     """Return the mask that is there; StoreError where it was made from something else."""
     kept = masks.load(path)
-    if {key: value for key, value in kept.about.items() if key != "chunk"} != about:
+    if {key: value for key, value in kept.about.items() if key not in LATER} != about:
         raise StoreError(
             f"{path} exists and was made with other settings",
             "replace it: dopfast prune --force ..., or give another --name",
@@ -173,6 +193,8 @@ def finetune(
             f"of {kept.about.get('classes')} classes, seed {kept.about.get('seed')}",
             "make one for this workspace: dopfast prune --force",
         )
+    if kept:
+        _prepare(criteria.load(kept.about["criterion"]), model)
     facts = {
         "model": workspace.model.name,
         "mask": name,
