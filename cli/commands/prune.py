@@ -48,7 +48,7 @@ def prune(call: Call, config: PruneConfig, name: str) -> Outcome:
             *([str(call.workspace.patches)] if kept.about.get("patches") else []),
         ),
         wrote=(str(path),),
-        warnings=(*unknown, *_warnings(kept, found)),
+        warnings=(*kept.about.get("notes", ()), *unknown, *_warnings(kept, found)),
         next=f"dopfast finetune --mask {path.stem}",
     )  # fmt: skip
 
