@@ -268,6 +268,10 @@ class PruneConfig(StageConfig):
     min_layer_density: float = setting(
         0.0, "share that every layer keeps in any case; 0: a layer may lose all", low=0, high=1
     )
+    protect: str = setting(
+        "all", "layers that keep it; ends: the first, the last and shortcuts",
+        choices=("all", "ends"),
+    )  # fmt: skip
     like: str = setting("", "a mask whose layers' densities are kept, the places in them by lot")
     count: str = setting(
         "exact", "weights kept: the share asked for, or as published code rounds and breaks ties",

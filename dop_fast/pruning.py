@@ -48,13 +48,14 @@ class Plan:
     """`density`: the share of the prunable weights to keep, p. `rounds`: T.
 
     `published`: each round keeps as many as the criterion's published code would. `floor`: the
-    share that every layer keeps in any case.
+    share that every layer, or each of the `protected` ones, keeps in any case.
     """
 
     density: float
     rounds: int = 1
     published: bool = False
     floor: float = 0.0
+    protected: tuple[str, ...] | None = None
 
 
 def rounds_of(criterion: Criterion, asked: int = 0) -> int:
@@ -119,7 +120,7 @@ def select(job: Job, plan: Plan, number: int, mask: MaskSet | None) -> MaskSet:
     if plan.published and kept is not None:
         total = sum(score.numel() for score in scores.values())
         share = max(1, kept(scores, share)) / total
-    return masks.keep_top(scores, 1 - share, plan.floor)
+    return masks.keep_top(scores, 1 - share, plan.floor, plan.protected)
 
 
 def forget(path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast import criteria, engine, masks, models, pruning, runs, training
+from dop_fast import criteria, engine, masks, models, pruning, reach, runs, training
 from dop_fast.config import PruneConfig, TrainConfig, fingerprint
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.masks import MaskSet
@@ -56,6 +56,7 @@ def prune(
         pruning.rounds_of(criterion, config.rounds),
         published=config.count == "published",
         floor=config.min_layer_density,
+        protected=_protected(config, model, _image(workspace)),
     )
     about = {
         "criterion": config.criterion,
@@ -106,6 +107,14 @@ def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
         change(model)
 
 
+def _protected(
+    config: PruneConfig, model: nn.Module, image: tuple[int, int, int]
+) -> tuple[str, ...] | None:
+    if not config.min_layer_density or config.protect == "all":
+        return None
+    return tuple(reach.sensitive(model, image))
+
+
 def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
     """Return the mask that is there; StoreError where it was made from something else."""
     kept = masks.load(path)
@@ -150,7 +159,7 @@ def _material(workspace: Workspace, config: PruneConfig) -> str:
 def _source(store: PatchStore | None, kind: str) -> str:
     if store is None:
         return ""
-    return fingerprint(vars(store.header), store.stitching if kind == "stitched" else None)
+    return fingerprint(vars(store.header), store.stitching if kind.startswith("stitched") else None)
 
 
 def open_mask(workspace: Workspace, name: str) -> tuple[str, MaskSet]:
