@@ -27,7 +27,7 @@ Precision: TypeAlias = Literal["exact", "fast"]
 float32; with the ReLUs and statistics of the exact forward that is of float32's own quality."""
 
 Chunk: TypeAlias = Recording | ByAutograd
-SHARE = 0.5
+SHARE = 0.25
 """Of the free memory, what forwards may be kept in between the two passes."""
 
 _SWITCHES = tuple(
@@ -119,7 +119,7 @@ def hessian_products(
 def samples_that_fit(
     model: nn.Module, image: Sequence[int], loss: Loss, precision: Precision = "exact"
 ) -> int:
-    """Return how many images [channels height width] a chunk may hold in half the free memory.
+    """Return how many images [channels height width] a chunk may hold in that free memory's share.
 
     At least 2, of which batch norm has a variance.
     """
