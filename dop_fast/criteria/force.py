@@ -15,8 +15,8 @@ from torch.nn.functional import nll_loss
 
 from dop_fast.criteria._chunks import alike, flat
 from dop_fast.criteria._networks import masked
+from dop_fast.criteria._weighed import weighed
 from dop_fast.engine import Precision, gradients
-from dop_fast.models import prunable
 from dop_fast.types import Batches, Loss, Scores
 
 NEEDS_DATA = True
@@ -41,7 +41,7 @@ def score(
     """
     used = loss if variant == "clean" else alike(nll_loss)
     g = gradients(masked(model, mask), batches, used, precision)
-    return {name: (g[name] * weight.detach()).abs_() for name, weight in prunable(model).items()}
+    return weighed(model, g, absolute=True)
 
 
 def kept(scores: Scores, density: float) -> int:

@@ -19,8 +19,8 @@ from torch import Generator, Tensor, nn
 from dop_fast.config import SMALL_SIDE
 from dop_fast.criteria._chunks import Cut, alike, flat, halves_by_class
 from dop_fast.criteria._networks import masked, redrawn
+from dop_fast.criteria._weighed import weighed
 from dop_fast.engine import Precision, hessian_gradient
-from dop_fast.models import prunable
 from dop_fast.types import Batches, Loss, Scores
 
 NEEDS_DATA = True
@@ -55,7 +55,7 @@ def score(
         used = alike(tempered)
     network = masked(model, mask)
     hg = hessian_gradient(network, batches, used, precision)
-    return {name: hg[name] * weight.detach() for name, weight in prunable(network).items()}
+    return weighed(network, hg, absolute=False)
 
 
 def kept(scores: Scores, density: float) -> int:

@@ -13,6 +13,7 @@ import math
 from torch import Generator, Tensor, nn
 
 from dop_fast.criteria._networks import RUNNING, Replaced, masked, redrawn
+from dop_fast.criteria._weighed import weighed
 from dop_fast.engine import Precision, gradients
 from dop_fast.models import prunable
 from dop_fast.types import Batches, Loss, Scores
@@ -38,7 +39,7 @@ def score(
     else:
         network = masked(redrawn(model, _drawn_names(model), _variance_scaling, seed), mask)
         g = Replaced.own(gradients(Replaced(network, RUNNING), batches, loss, precision))
-    return {name: (g[name] * weight.detach()).abs_() for name, weight in prunable(network).items()}
+    return weighed(network, g, absolute=True)
 
 
 def _drawn_names(model: nn.Module) -> list[str]:
