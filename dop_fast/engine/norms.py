@@ -183,6 +183,39 @@ def _group_norm(
     return [GroupedNorm(tape, x, result[0], scale, channels * positions // groups, eps)]
 
 
+def _normalised(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    """Run a batch norm. PyTorch's sums of a channels-last batch are less accurate on a CPU.
+
+    Running statistics stay as they are.
+    """
+    if not training:
+        return aten.native_batch_norm(
+            x, weight, bias, running_mean, running_var, training, momentum, eps
+        )
+    mean, rstd = dualnorm.moments(rows(x), eps)
+    scale = torch.ones_like(mean) if weight is None else weight.detach()
+    shift = torch.zeros_like(mean) if bias is None else bias.detach()
+    norm = dualnorm.Norm(mean, rstd, scale, eps)
+    return unrows(dualnorm.forward(norm, rows(x), shift, None, False), x.shape), mean, rstd
+
+
+INSTEAD = dict.fromkeys(
+    (
+        aten.native_batch_norm.default,
+        aten.cudnn_batch_norm.default,
+        aten.miopen_batch_norm.default,
+    ),
+    _normalised,
+)
 RULES: dict[Any, Rule] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.cudnn_batch_norm.default: _batch_norm,

@@ -33,7 +33,10 @@ class Recording:
         """
         tape = Tape(low)
         self._leaves = {name: tape.new(weight, plain=True) for name, weight in weights.items()}
-        with no_custom_functions(), Recorder(tape, RULES, generic, BLIND):
+        with (
+            no_custom_functions(),
+            Recorder(tape, RULES, generic, blind=BLIND, instead=norms.INSTEAD),
+        ):
             value = run()
         self._end, self._one = tape.node(value) or Node(), torch.ones_like(value)
         self._operations = fused(_reaching(tape.operations, self._end))

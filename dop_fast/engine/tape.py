@@ -167,14 +167,22 @@ Rule: TypeAlias = Callable[
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes what runs within it onto a tape: by `rules`, else by `generic`.
 
-    Functions that are `blind` have derivatives that do not read their first argument.
+    Functions that are `blind` have derivatives that do not read their first argument; some run
+    as others do, `instead`.
     """
 
     def __init__(
-        self, tape: Tape, rules: Mapping[Any, Rule], generic: Rule, blind: Sequence[Any]
+        self,
+        tape: Tape,
+        rules: Mapping[Any, Rule],
+        generic: Rule,
+        *,
+        blind: Sequence[Any],
+        instead: Mapping[Any, Callable[..., Any]],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape, self.rules, self.generic, self.blind = tape, rules, generic, blind
+        self.tape, self.rules, self.generic = tape, rules, generic
+        self.blind, self.instead = blind, instead
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -196,7 +204,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             before = (tape.before_writing(args[0], whole=func not in self.blind), *args[1:])
             result = func_(*args, **kwargs)
         else:
-            result = func(*args, **kwargs)
+            result = self.instead.get(func, func)(*args, **kwargs)
         rule = self.rules.get(func, self.generic)
         operations = rule(tape, func, before, kwargs, result)
         if operations is None:
