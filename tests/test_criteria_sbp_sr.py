@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from dop_fast import engine
-from dop_fast.criteria import sbp_sr
+from dop_fast.criteria import ntk_sap, prospr, sbp_sr
 from dop_fast.errors import ModelError
 from dop_fast.models import build, prunable
 
@@ -157,6 +157,17 @@ def test_a_network_without_residual_blocks_is_refused_before_anything_is_compute
         with pytest.raises(ModelError, match="no residual blocks") as refused:
             call()
         assert "BasicBlock" in refused.value.hint
+
+
+def test_other_criteria_score_a_prepared_network_as_it_is() -> None:
+    batches = [(images.double(), labels) for images, labels in chunks(6)]
+    model = sbp_sr.prepare(cifar_blocks().double())
+    expected = sbp_sr.score(model, batches, cross_entropy, 0)
+    assert_near(prospr.score(model, batches, cross_entropy, 0, steps=0), expected)
+    knobs = {"image": (3, 8, 8), "draws": 1, "samples": 4}
+    scaled = ntk_sap.score(model, (), cross_entropy, 0, **knobs)
+    plain = ntk_sap.score(cifar_blocks().double(), (), cross_entropy, 0, **knobs)
+    assert not torch.allclose(scaled["conv1.weight"], plain["conv1.weight"], rtol=1e-2)
 
 
 def test_the_published_count_keeps_the_threshold_and_its_ties() -> None:

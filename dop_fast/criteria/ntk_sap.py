@@ -168,23 +168,32 @@ class _SharedNorm(nn.Module):
     def __init__(self, norm: _BatchNorm, published: bool) -> None:
         super().__init__()
         self._eps, self._published = norm.eps, published
+        self._forward_hooks.update(norm._forward_hooks)  # that scale a residual branch
         self._affine = None
         if norm.affine and not published:
             self._affine = norm.weight.detach(), norm.bias.detach()
         self.measuring = False
-        self._mean = self._variance = torch.zeros(())
+        self._scale = self._shift = torch.zeros(())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [n c ...] normalised."""
-        variance = self._variance
-        if self.measuring:
-            variance, self._mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
-            count = x.numel() // x.shape[1]
-            # as in torch, only the statistics that are kept are unbiased
-            self._variance = variance * (count / max(count - 1, 1)) if self._published else variance
+        if not self.measuring:
+            return x * self._scale + self._shift
+        variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        count = x.numel() // x.shape[1]
+        # as in torch, only the statistics that are kept are unbiased
+        unbiased = variance * (count / max(count - 1, 1))
         shape = [1, -1, *[1] * (x.dim() - 2)]
+        self._scale, self._shift = (
+            part.view(shape) for part in self._line(mean, unbiased if self._published else variance)
+        )
+        scale, shift = self._line(mean, variance)
+        return x * scale.view(shape) + shift.view(shape)
+
+    def _line(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b of normalised x = a x + b."""
         factor = (variance + self._eps).rsqrt()
         if self._affine is None:
-            return (x - self._mean.view(shape)) * factor.view(shape)
+            return factor, -mean * factor
         scale, shift = self._affine
-        return (x - self._mean.view(shape)) * (factor * scale).view(shape) + shift.view(shape)
+        return factor * scale, shift - mean * factor * scale

@@ -19,6 +19,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dop_fast.engine import Precision, gradients, hessian_products
 from dop_fast.models import prunable
@@ -50,7 +52,7 @@ def score(
     Holds the parameters of every step. Raises `ModelError` where the steps diverge.
     """
     published = variant == "published"
-    copy, theta = deepcopy(model), _values(model)
+    copy, theta = _open_norms(deepcopy(model)), _values(model)
     turns = _turns(batches, steps + 1, new_data) if published else [batches] * (steps + 1)
     visited, velocity = [theta], dict.fromkeys(theta, torch.zeros(()))
     for turn in turns[:-1]:
@@ -85,6 +87,29 @@ def _at(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.copy_(values[name])
     return model
+
+
+def _open_norms(model: nn.Module) -> nn.Module:
+    """Return the model, in place, its batch norms in parts that the engine has rules for."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, _BatchNorm) and module.affine:
+            model.set_submodule(name, _OpenNorm(module))
+    return model
+
+
+class _OpenNorm(nn.Module):
+    """Batch norm by the batch's statistics; its scale and shift are operations of their own."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self._eps = norm.weight, norm.bias, norm.eps
+        self._forward_hooks.update(norm._forward_hooks)  # that scale a residual branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [n c ...] normalised."""
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        normal = batch_norm(x, None, None, training=True, eps=self._eps)
+        return normal * self.weight.view(shape) + self.bias.view(shape)
 
 
 def _turns(batches: Batches, count: int, new_data: bool) -> list[Batches]:

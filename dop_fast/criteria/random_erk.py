@@ -32,10 +32,12 @@ def kept(scores: Scores, density: float) -> int:
     """
     left = sorted(scores.values(), key=_claim)
     goal = density * sum(score.numel() for score in left)
-    epsilon = goal / sum(_claim(score) * score.numel() for score in left)
-    while left and epsilon * _claim(left[-1]) > 1:
-        goal -= left.pop().numel()
+    epsilon = 0.0
+    while left:
         epsilon = goal / sum(_claim(score) * score.numel() for score in left)
+        if epsilon * _claim(left[-1]) <= 1:
+            break
+        goal -= left.pop().numel()
     return sum(int((score * epsilon >= 1).sum()) for score in scores.values())
 
 

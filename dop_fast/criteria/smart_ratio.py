@@ -2,10 +2,10 @@
 
 Linear layers keep 0.3. Convolution i of L layers keeps in proportion to k^2 + k with k = L - i + 1,
 in networks without residual blocks over i^2 too, and at most all. `clean`: what a layer has no room
-for, all others share, and every mask has the count asked for. `published` follows the code: counts
-are truncated, and what a layer has no room for goes to the next ones in order, but only up to the
-first layer behind which nothing is left over, so that it keeps too few weights at low sparsity:
-as many as `kept` says. Where the exact count is kept, those next to each layer's limit are added.
+for, all others share. `published` follows the code (JingtongSu/sanity-checking-pruning): what a
+layer has no room for goes to the next ones in order, and counts are truncated, so that it keeps
+some weights too few: as many as `kept` says. Where the exact count is kept, those next to each
+layer's limit are added.
 """
 
 from torch import Tensor, nn
