@@ -8,7 +8,8 @@ import click
 from dop_fast import __version__
 from dop_fast.cli._click import failures
 
-COMMANDS = ("init", "train", "extract", "stitch", "prune", "finetune", "report", "show", "demo")
+COMMANDS = ("init", "train", "extract", "stitch", "prune", "finetune", "sanity", "report", "show",
+            "demo")  # fmt: skip
 
 
 class Pipeline(click.Group):
