@@ -137,7 +137,7 @@ def reliability_table(rows: Sequence[Curve]) -> Table:
     target = rows[0].needed.target if rows else 0.0
     header = (
         "criterion · material", "items a half", "cosine (layers)", "rank (layers)",
-        "Jaccard (chance / layers)", "other chunks: cosine", "Jaccard",
+        "Jaccard (chance / layers)", "other chunks: cosine", "other chunks: Jaccard",
         f"items for cosine {target:g}",
     )  # fmt: skip
     return Table(header, made)
@@ -212,5 +212,5 @@ def _plot(rows: Sequence[Curve], look: Styles, key: str, chance: str) -> Markup:
     x_axis = charts.Axis(
         sizes[0] / 1.2, sizes[-1] * 1.2, [(n, f"{n:,}") for n in sizes], "items a half", log=True
     )
-    y_axis = charts.axis([low, high], key)
+    y_axis = charts.axis([low, high], key.capitalize())
     return charts.lines(lines, x_axis, y_axis, f"{key} against the number of items")
