@@ -45,17 +45,16 @@ class Call:
     sources: dict[str, str]
 
 
-class Numbers(click.ParamType[tuple[float, ...], Any]):
-    """Several numbers, separated by commas."""
+class Several(click.ParamType[tuple[Any, ...], Any]):
+    """Several numbers or names, separated by commas."""
 
-    name = "numbers"
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
+    def __init__(self, kind: type[int] | type[float] | type[str]) -> None:
         self.kind = kind
+        self.name = "names" if kind is str else "numbers"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
+    ) -> tuple[Any, ...]:
         """Turn `15,50,80`, a list of TOML or a default into a tuple."""
         parts = value.split(",") if isinstance(value, str) else value
         try:
@@ -124,8 +123,7 @@ def _option(item: "dataclasses.Field[Any]", choices: tuple[str, ...]) -> Option:
     if choices:
         kind: click.ParamType[Any, Any] = click.Choice(choices)
     elif isinstance(default, tuple):
-        whole = item.name == "n_segments" or (default and isinstance(default[0], int))
-        kind = Numbers(int if whole else float)
+        kind = Several(type(default[0]) if default else int)  # n_segments alone has no default
     else:
         kind = click.types.convert_type(type(default))
     text = item.metadata["help"] + (f"  {span(item)}" if span(item) else "")

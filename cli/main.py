@@ -9,7 +9,8 @@ from dop_fast import __version__
 from dop_fast.cli._click import failures
 
 COMMANDS = (
-    "init", "train", "extract", "stitch", "prune", "finetune", "sweep", "report", "show", "demo",
+    "init", "train", "extract", "stitch", "prune", "finetune", "sweep", "sanity", "report", "show",
+    "demo",
 )  # fmt: skip
 
 

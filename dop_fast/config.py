@@ -297,6 +297,40 @@ class PruneConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class SanityConfig(StageConfig):
+    """Controls of masks, and how far scores on other items agree; nothing is trained."""
+
+    criterion: tuple[str, ...] = setting(
+        ("snip", "grasp"), "how weights are scored; several with commas"
+    )
+    material: tuple[str, ...] = setting(
+        ("available",), "what weights are scored on, as for prune; available: images, and patches "
+        "and stitched where there are any", panel="Data",
+    )  # fmt: skip
+    sparsity: float = setting(
+        0.9, "share of the prunable weights to remove", low=0, high=1, open_high=True
+    )
+    target: float = setting(
+        0.9, "cosine of a mask that is called stable", low=0, high=1, open_low=True, open_high=True
+    )
+    start: int = setting(
+        100, "items of a half to start with, doubled from there; rounded to equally many of each "
+        "class", low=2, panel="Data",
+    )  # fmt: skip
+    budget: int = setting(800, "items of both halves together, at most", low=4, panel="Data")
+    splits: int = setting(3, "times that the photographs are halved anew", low=1, panel="Data")
+    per_class: int = setting(10, "items of each class that controls are scored on", low=1,
+                             panel="Data")  # fmt: skip
+    batch_size: int = setting(
+        100, "chunk: batch norm takes its statistics over this many", low=2, panel="Data"
+    )
+    precision: str = setting(
+        "exact", "of derivatives; fast: bf16 after an exact forward, of the same quality",
+        choices=("exact", "fast"), panel="Compute",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TrainConfig(StageConfig):
     """SGD with the paper's recipe: 120 epochs, 0.1, divided by 10 at 30, 60 and 90."""
 

@@ -15,6 +15,7 @@ from dop_fast.config import (
     ExtractConfig,
     ModelConfig,
     PruneConfig,
+    SanityConfig,
     StageConfig,
     StitchConfig,
     TeacherConfig,
@@ -32,6 +33,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "prune": PruneConfig,
     "train": TrainConfig,
     "finetune": TrainConfig,
+    "sanity": SanityConfig,
 }
 
 
@@ -61,6 +63,11 @@ class Workspace:
     def runs(self) -> Path:
         """The folder of runs: one folder for each training."""
         return self.root / "runs"
+
+    @property
+    def sanity(self) -> Path:
+        """The folder of what `sanity` measured: a file for each sparsity and seed."""
+        return self.root / "sanity"
 
     @property
     def teacher_weights(self) -> Path:

@@ -10,7 +10,7 @@ from dop_fast import masks
 from dop_fast.errors import DataError
 from dop_fast.images import ImageSet, open_images
 from dop_fast.masks import MaskSet
-from dop_fast.report import facts, gallery, plots, table
+from dop_fast.report import facts, gallery, plots, reliability, table
 from dop_fast.runs import Run, finished_runs
 from dop_fast.stores import PatchStore, exists
 from dop_fast.workspace import Workspace
@@ -66,6 +66,7 @@ def build(
         "classes": classes,
         "cards": gallery.classes(store, train if same else None) if store else (),
         "stitching": gallery.stitching(store) if store else None,
+        "reliability": reliability.studies(workspace.sanity),
         **_compared(results, kept),
     }
     return _environment().get_template("report.html").render(content)

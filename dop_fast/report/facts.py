@@ -115,7 +115,7 @@ def changed(workspace: Workspace, used: Asked) -> list[Changed]:
     ):
         rows += _changed(stage, type(config), [config.to_dict()])
     for stage, kind in STAGES.items():
-        rows += _changed(stage, kind, used[stage] or [workspace.stages.get(stage, {})])
+        rows += _changed(stage, kind, used.get(stage) or [workspace.stages.get(stage, {})])
     return rows
 
 
