@@ -290,8 +290,8 @@ def test_material_that_runs_out_ends_its_curve_and_says_so(
     use(monkeypatch, Linear(4.0))
     short = sanity.measure(of(space, material=("images",), budget=100, splits=1))
     assert short == [
-        "images ran out below 24 items a half in split 0: there are 6 images of class blue, "
-        "8 are asked for"
+        "images ran out below 24 items a half in split 0: fewer images than 8, so shown "
+        "repeatedly: blue (6), green (6), red (6)"
     ]
     assert len(sanity.read(of(space).path)["reliability"]) == 2
     with pytest.raises(DataError, match="half of the photographs is not enough") as caught:

@@ -111,11 +111,14 @@ def _cells(study: Study, sizes: tuple[int, ...]) -> Iterator[Cell]:
 
 
 def _gather(study: Study, cell: Cell, half: Half) -> Material:
-    return gather(
+    found = gather(
         cell.material, half.store, half.images, study.workspace.data,
         study.prune_config(cell.per_class), seed=derive(study.seed, "items", cell.split),
         device=study.device,
     )  # fmt: skip
+    if found.notes:  # items that come several times would make the halves look alike
+        raise DataError(found.notes[0], "lower --budget")
+    return found
 
 
 def _measured(
