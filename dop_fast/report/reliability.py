@@ -126,6 +126,7 @@ def reliability_table(rows: Sequence[Curve]) -> Table:
                 (
                     curve.name,
                     f"{point.items:,}",
+                    str(point.halves["cosine"].n),
                     _beside(point.halves, "cosine", "cosine_layers"),
                     _beside(point.halves, "spearman", "spearman_layers"),
                     _beside(point.halves, "jaccard", "chance", "chance_layers"),
@@ -136,7 +137,7 @@ def reliability_table(rows: Sequence[Curve]) -> Table:
             )
     target = rows[0].needed.target if rows else 0.0
     header = (
-        "criterion · material", "items a half", "cosine (layers)", "rank (layers)",
+        "criterion · material", "items a half", "splits", "cosine (layers)", "rank (layers)",
         "Jaccard (chance / layers)", "other chunks: cosine", "other chunks: Jaccard",
         f"items for cosine {target:g}",
     )  # fmt: skip

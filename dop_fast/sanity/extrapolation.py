@@ -62,7 +62,8 @@ class Needed:
             return f"no signal: the cosine does not rise above 0 up to {self.largest:,} items"
         if self.measured:
             return f"{_round(self.items)} (measured)"
-        said = f"{_round(self.items)} (extrapolated)"
+        by_split = f"; {_round(self.low)} to {_round(self.high)} by split"
+        said = f"{_round(self.items)} (extrapolated{by_split * (self.low != self.high)})"
         if math.isnan(self.error):
             said += "; one size alone, so nothing checks the model"
         if self.bad:
@@ -128,5 +129,7 @@ def _reached(sizes: Sequence[int], means: Sequence[float], target: float) -> flo
 
 def _round(items: float) -> str:
     """Write two figures of a number of items."""
+    if math.isinf(items):
+        return "no end"
     digits = max(0, math.floor(math.log10(items)) - 1) if items >= 1 else 0
     return f"{round(items / 10**digits) * 10**digits:,}"
