@@ -244,9 +244,23 @@ class PruneConfig(StageConfig):
     """One-shot pruning at initialisation, Algorithm 1, lines 2 to 4."""
 
     criterion: str = setting("grasp", "how weights are scored")
-    sparsity: float = setting(
-        0.9, "share of the prunable weights to remove", low=0, high=1, open_high=True
-    )
+    variant: str = setting(
+        "clean", "clean: the weights that are trained; published: the rule of its authors' code",
+        choices=("clean", "published"),
+    )  # fmt: skip
+    rounds: int = setting(
+        0, "rounds of scoring and removing, sparsity rising exponentially; 0: the criterion's own",
+        low=0,
+    )  # fmt: skip
+    sparsity: float = setting(0.9, "share of the weights to remove", low=0, high=1, open_high=True)
+    definition: str = setting(
+        "prunable", "of what sparsity is a share: prunable weights, or all parameters (the paper)",
+        choices=("prunable", "all"),
+    )  # fmt: skip
+    count: str = setting(
+        "exact", "weights kept: the share asked for, or as published code rounds and breaks ties",
+        choices=("exact", "published"),
+    )  # fmt: skip
     material: str = setting(
         "auto", "what weights are scored on; auto: stitched patches if there are any, else patches",
         choices=("auto", "stitched", "patches", "images", "random-segments", "ones"),

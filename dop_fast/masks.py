@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialise
 from torch import Tensor, nn
 
 from dop_fast import __version__
@@ -158,7 +158,7 @@ def _misfits(
 
 
 def save(path: Path, mask_set: MaskSet) -> None:
-    """Write the masks to `path`, in place of an older file."""
+    """Write the masks to `path`, in place of an older file; equal masks give equal bytes."""
     packed = {name: bits.pack(mask).numpy() for name, mask in mask_set.masks.items()}
     layers = {row.name: {"shape": row.shape, "kept": row.kept} for row in mask_set.layers()}
     metadata = {
@@ -170,8 +170,16 @@ def save(path: Path, mask_set: MaskSet) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(packed, partial, metadata)
+    partial.write_bytes(_in_order(serialise(packed, metadata)))
     partial.replace(path)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its header sorted, which comes in an order that varies."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def load(path: Path) -> MaskSet:

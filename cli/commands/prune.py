@@ -3,7 +3,7 @@
 import click
 
 from dop_fast import criteria
-from dop_fast.cli._click import Call, Option, Outcome, command, settings, table
+from dop_fast.cli._click import Call, Option, Outcome, command, settings, table, track
 from dop_fast.config import PruneConfig
 
 
@@ -12,16 +12,18 @@ from dop_fast.config import PruneConfig
 @click.option("--name", default="", cls=Option, panel="Output",
               help="the mask's name  [default: criterion-material-sparsity-seed]")  # fmt: skip
 def prune(call: Call, config: PruneConfig, name: str) -> Outcome:
-    """Score weights once at initialisation; keep the top share.
+    """Score weights at initialisation; keep the top share.
 
-    The mask keeps exactly round(N * (1 - sparsity)) of the N conv and linear weights.
+    The mask keeps exactly round(N * (1 - sparsity)) of the N conv and linear weights. Criteria of
+    several rounds go on where they were interrupted.
     """
     from dop_fast import pipeline
 
     path, kept, model = pipeline.prune(
         call.workspace, config, call.seed, pipeline.device_of(call.device),
-        name=name, force=call.force,
+        name=name, force=call.force, track=track,
     )  # fmt: skip
+    variant = " as published" if config.variant == "published" else ""
     overall = kept.overall_sparsity(model)
     layers = [
         (row.name, "x".join(map(str, row.shape)), row.kept, row.total, f"{row.density:.4f}")
@@ -37,7 +39,8 @@ def prune(call: Call, config: PruneConfig, name: str) -> Outcome:
             f"{kept.kept} of {kept.total} prunable weights kept",
             f"sparsity {kept.sparsity:.4%} of prunable weights, "
             f"{overall:.4%} of all parameters (the paper's)",
-            f"criterion {kept.about['criterion']}, material {kept.about['material']}",
+            f"criterion {kept.about['criterion']}{variant}, material {kept.about['material']}, "
+            f"rounds {kept.about['rounds']}",
         ),
         read=(
             call.workspace.data.path,

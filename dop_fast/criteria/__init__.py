@@ -1,7 +1,17 @@
 """Pruning criteria: one file each, found by its name.
 
 A criterion is a module with `NEEDS_DATA` and `score`; to add one, add a file. Files that start
-with an underscore are not criteria.
+with an underscore are not criteria. What else a module may have:
+
+    ROUNDS    its own number of rounds of scoring and removing, 1 without it
+    REVIVES   whether weights that a round removed may come back, false without it
+    VARIANTS  ("clean", "published") where it follows its published code too on request
+    kept      (scores, density) -> how many of all weights its published code would keep, by its
+              rounding and its rule for ties; without it, exactly the rounded share
+
+Knobs of `score` that mean the same everywhere: `precision`, see `dop_fast.engine`, which all have
+that need data; `variant`; `mask`, bool by parameter name, the weights that the rounds so far left:
+the network is scored without the others; `image`, channels, height and width of an input.
 """
 
 import difflib
@@ -18,10 +28,7 @@ if TYPE_CHECKING:
 
 
 class Criterion(Protocol):
-    """What a file of this folder offers; own knobs are keyword-only and have defaults.
-
-    One that needs data has `precision`, see `dop_fast.engine`.
-    """
+    """What a file of this folder offers; own knobs are keyword-only and have defaults."""
 
     NEEDS_DATA: bool
 
@@ -42,13 +49,18 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name.replace("_", "-") for name in files if not name.startswith("_")))
 
 
-def load(name: str) -> Criterion:
-    """Return the criterion of that name; ConfigError where there is none."""
+def load(name: str, variant: str = "clean") -> Criterion:
+    """Return the criterion of that name; ConfigError where there is none, or no such variant."""
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ConfigError(
-            f"there is no criterion {name!r}",
-            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(known)}",
-        )
-    return cast(Criterion, import_module(f"{__name__}.{name.replace('-', '_')}"))
+        raise ConfigError(f"there is no criterion {name!r}", _nearest(name, known))
+    criterion = cast(Criterion, import_module(f"{__name__}.{name.replace('-', '_')}"))
+    variants = getattr(criterion, "VARIANTS", ("clean",))
+    if variant not in variants:
+        raise ConfigError(f"{name} has no variant {variant!r}", _nearest(variant, variants))
+    return criterion
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(known)}"

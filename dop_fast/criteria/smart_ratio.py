@@ -92,7 +92,7 @@ def _published(
     sizes = {name: weight.numel() for name, weight in weights.items()}
     linear = sum(sizes.values()) - sum(sizes[name] for name in claims)
     goal = int(sum(sizes.values()) * (1 - sparsity)) - int(LINEAR * linear)
-    factor = goal / sum(int(sizes[name] * claim) for name, claim in claims.items())
+    factor = goal / max(1, sum(int(sizes[name] * claim) for name, claim in claims.items()))
     ratios = {name: claim * factor for name, claim in claims.items()}
     extra = 0
     for name, ratio in ratios.items():

@@ -1,6 +1,7 @@
 """Networks: their masks, and their training."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections import deque
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,14 +10,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast import criteria, engine, masks, models, runs, training
+from dop_fast import criteria, engine, masks, models, pruning, runs, training
 from dop_fast.config import PruneConfig, TrainConfig, fingerprint
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.masks import MaskSet
 from dop_fast.patches import material
 from dop_fast.pipeline.discovery import open_patches
-from dop_fast.pipeline.opening import open_data
+from dop_fast.pipeline.opening import Track, open_data, untracked
 from dop_fast.stores import PatchStore
+from dop_fast.types import Batches
 from dop_fast.workspace import Workspace
 
 Training: TypeAlias = Generator[training.Epoch, None, dict[str, float]]
@@ -31,54 +33,92 @@ def prune(
     *,
     name: str = "",
     force: bool = False,
+    track: Track = untracked,
 ) -> tuple[Path, MaskSet, nn.Module]:
-    """Score the freshly initialised model once and keep exactly the top share, as a mask."""
-    criterion = criteria.load(config.criterion)
+    """Score the freshly initialised model and keep exactly the top share, as a mask.
+
+    Criteria of several rounds go on after the last one that is done.
+    """
+    criterion = criteria.load(config.criterion, config.variant)
+    if config.count != "exact" and config.variant != "published":
+        raise ConfigError("only published code has a published count", "add --variant published")
     train, _ = open_data(workspace)
-    classes = len(train.classes)
     kind = _material(workspace, config) if criterion.NEEDS_DATA else "none"
-    label = f"{config.criterion}-" + (f"{kind}-" if criterion.NEEDS_DATA else "")
-    path = workspace.masks / f"{name or f'{label}{config.sparsity:g}-s{seed}'}.safetensors"
-    model = models.build(workspace.model.name, classes, seed, workspace.root)
+    path = workspace.masks / f"{name or _label(config, kind, seed)}.safetensors"
+    model = models.build(workspace.model.name, len(train.classes), seed, workspace.root)
+    plan = pruning.Plan(
+        pruning.density(model, config.sparsity, config.definition),
+        pruning.rounds_of(criterion, config.rounds),
+        published=config.count == "published",
+    )
     about = {
         "criterion": config.criterion,
         "material": kind,
         "settings": config.to_dict(),
         "sparsity": config.sparsity,
+        "rounds": plan.rounds,
         "seed": seed,
         "model": workspace.model.name,
-        "classes": classes,
+        "classes": len(train.classes),
         "init": models.fingerprint(model),
         "data": train.fingerprint,
     }
-    store = None
+    needs_store = kind not in ("none", "images", "ones")
+    store = open_patches(workspace, train) if needs_store else None
     if criterion.NEEDS_DATA:
-        store = None if kind in ("images", "ones") else open_patches(workspace, train)
         about["patches"] = _source(store, kind)
     if path.is_file() and not force:
-        kept = masks.load(path)
-        if {key: value for key, value in kept.about.items() if key != "chunk"} == about:
-            return path, kept, model
+        return path, _same(path, about), model
+    model.to(device)
+    batches: Batches = ()
+    if criterion.NEEDS_DATA:
+        config = _chunked(workspace, config, model)
+        batches = material.gather(
+            kind, store, train, workspace.data, config, seed=seed, device=device
+        )
+    about["chunk"] = config.batch_size
+    knobs = {"precision": config.precision, "variant": config.variant, "image": _image(workspace)}
+    job = pruning.Job(criterion, model, batches, cross_entropy, seed, knobs)
+    rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
+    kept = replace(deque(rounds, maxlen=1).pop(), about=about)
+    masks.save(path, kept)
+    pruning.forget(path)
+    return path, kept, model.cpu()
+
+
+def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
+    """Return the mask that is there; StoreError where it was made from something else."""
+    kept = masks.load(path)
+    if {key: value for key, value in kept.about.items() if key != "chunk"} != about:
         raise StoreError(
             f"{path} exists and was made with other settings",
             "replace it: dopfast prune --force ..., or give another --name",
         )
-    batches: Iterable[Any] = ()
-    knobs: dict[str, Any] = {}
-    if criterion.NEEDS_DATA:
-        knobs["precision"] = config.precision
-        if not config.batch_size:
-            image = (3, workspace.data.size, workspace.data.size)
-            fit = engine.samples_that_fit(model.to(device), image, cross_entropy, **knobs)
-            config = replace(config, batch_size=fit)
-        batches = material.gather(
-            kind, store, train, workspace.data, config, seed=seed, device=device
-        )
-    scores = criterion.score(model.to(device), batches, cross_entropy, seed, **knobs)
-    about["chunk"] = config.batch_size
-    kept = replace(masks.keep_top(scores, config.sparsity), about=about)
-    masks.save(path, kept)
-    return path, kept, model.cpu()
+    return kept
+
+
+def _label(config: PruneConfig, kind: str, seed: int) -> str:
+    """Return a mask's name: what tells it from others, and of the rest what is not the default."""
+    parts = [config.criterion]
+    parts += [config.variant] if config.variant != "clean" else []
+    parts += [config.count] if config.count != "exact" else []
+    parts += [f"{config.rounds}r"] if config.rounds else []
+    parts += [kind] if kind != "none" else []
+    parts += [f"{config.sparsity:g}" + ("all" if config.definition == "all" else ""), f"s{seed}"]
+    return "-".join(parts)
+
+
+def _image(workspace: Workspace) -> tuple[int, int, int]:
+    return 3, workspace.data.size, workspace.data.size
+
+
+def _chunked(workspace: Workspace, config: PruneConfig, model: nn.Module) -> PruneConfig:
+    """Return the settings with a chunk's size; 0 becomes what memory holds."""
+    if config.batch_size:
+        return config
+    precision: Any = config.precision
+    fit = engine.samples_that_fit(model, _image(workspace), cross_entropy, precision)
+    return replace(config, batch_size=fit)
 
 
 def _material(workspace: Workspace, config: PruneConfig) -> str:

@@ -1,0 +1,148 @@
+"""`dopfast prune` as a whole: rounds, variants, both definitions of sparsity, going on."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dop_fast import criteria, masks, pipeline
+from dop_fast.cli.main import dopfast
+from dop_fast.config import PruneConfig
+from dop_fast.errors import ConfigError, StoreError
+from dop_fast.workspace import Workspace
+
+CPU = torch.device("cpu")
+ITERATED = PruneConfig(criterion="iter-snip", material="images", per_class=2, rounds=4)
+
+
+@pytest.fixture
+def space(tmp_path: Path, tiny_images: Path) -> Workspace:
+    made, _, _ = pipeline.init(
+        tmp_path / "space", data=str(tiny_images), size=16, teacher="resnet20", model="", seed=0,
+        force=False,
+    )  # fmt: skip
+    return made
+
+
+def stopping_after(count: int) -> Any:
+    """Return a progress bar that is interrupted between two rounds."""
+
+    def track(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
+        for number, item in enumerate(items, 1):
+            yield item
+            if number == count:
+                raise KeyboardInterrupt
+
+    return track
+
+
+@pytest.mark.parametrize("criterion", ["force", "iter-snip", "synflow"])
+def test_an_interrupted_pruning_goes_on_to_the_same_bytes(
+    space: Workspace, criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PruneConfig(criterion=criterion, material="images", per_class=2, rounds=4)
+    path, _, _ = pipeline.prune(space, config, 0, CPU)
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prune(space, config, 0, CPU, track=stopping_after(2))
+    assert [left.name for left in space.masks.iterdir()] == [f"{path.name}.rounds"]
+
+    taken = []
+    module = criteria.load(criterion)
+    score = module.score
+
+    def counted(model: Any, batches: Any, loss: Any, seed: int, *, mask: Any = None,
+                image: Any = (), variant: str = "clean") -> Any:  # fmt: skip
+        taken.append(seed)
+        more = {"image": image} if criterion == "synflow" else {}
+        return score(model, batches, loss, seed, mask=mask, variant=variant, **more)
+
+    monkeypatch.setattr(module, "score", counted)
+    pipeline.prune(space, config, 0, CPU)
+    assert len(taken) == 2
+    assert path.read_bytes() == whole
+    assert [left.name for left in space.masks.iterdir()] == [path.name]
+
+
+def test_every_round_is_shown(space: Workspace) -> None:
+    seen: list[Any] = []
+
+    def track(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
+        seen.append((label, total))
+        for item in items:
+            seen.append(item.kept)
+            yield item
+
+    _, kept, _ = pipeline.prune(space, ITERATED, 0, CPU, track=track)
+    first, *counts = seen
+    assert first == ("pruning", 4)
+    assert counts == [round(kept.total * (1 - 0.9) ** (t / 4)) for t in (1, 2, 3, 4)]
+    assert kept.about["rounds"] == 4
+
+
+def test_masks_of_other_rules_have_other_names(space: Workspace) -> None:
+    configs = [
+        ITERATED,
+        PruneConfig(criterion="snip", material="images", per_class=2),
+        PruneConfig(criterion="snip", material="images", per_class=2, variant="published"),
+        PruneConfig(criterion="grasp", material="images", per_class=2, variant="published",
+                    count="published"),
+        PruneConfig(criterion="magnitude", definition="all"),
+    ]  # fmt: skip
+    names = [pipeline.prune(space, config, 0, CPU)[0].stem for config in configs]
+    assert names == [
+        "iter-snip-4r-images-0.9-s0", "snip-images-0.9-s0", "snip-published-images-0.9-s0",
+        "grasp-published-published-images-0.9-s0", "magnitude-0.9all-s0",
+    ]  # fmt: skip
+    total = masks.load(space.masks / f"{names[0]}.safetensors").total
+    kept = [masks.load(space.masks / f"{name}.safetensors").kept for name in names]
+    exact = round(total * (1 - 0.9))
+    assert kept[:4] == [exact, exact, exact, total - int(total * 0.9) + 1]
+
+
+def test_of_all_parameters_exactly_the_share_asked_is_removed(space: Workspace) -> None:
+    config = PruneConfig(criterion="magnitude", definition="all", sparsity=0.9)
+    _, kept, model = pipeline.prune(space, config, 0, CPU)
+    everything = sum(value.numel() for value in model.parameters())
+    assert kept.total - kept.kept == round(0.9 * everything)
+    with pytest.raises(ConfigError, match="of all"):
+        pipeline.prune(
+            space, PruneConfig(criterion="random", definition="all", sparsity=0.999), 0, CPU
+        )
+
+
+def test_a_published_count_needs_published_code(space: Workspace) -> None:
+    with pytest.raises(ConfigError) as refused:
+        pipeline.prune(space, PruneConfig(criterion="snip", count="published"), 0, CPU)
+    assert "--variant published" in refused.value.hint
+
+
+def test_a_criterion_without_published_code_says_so_before_it_reads_data(space: Workspace) -> None:
+    with pytest.raises(ConfigError, match="magnitude has no variant 'published'"):
+        pipeline.prune(space, PruneConfig(criterion="magnitude", variant="published"), 0, CPU)
+
+
+def test_another_number_of_rounds_under_the_same_name_is_refused(space: Workspace) -> None:
+    pipeline.prune(space, ITERATED, 0, CPU, name="mine")
+    other = PruneConfig.from_dict({**ITERATED.to_dict(), "rounds": 3}, "prune")
+    with pytest.raises(StoreError, match="other settings"):
+        pipeline.prune(space, other, 0, CPU, name="mine")
+
+
+def test_the_command_tells_both_sparsities_the_rounds_and_the_rule(space: Workspace) -> None:
+    command = ["prune", "-w", str(space.root), "--criterion", "synflow", "--rounds", "3",
+               "--variant", "published", "--definition", "all", "--device", "cpu"]  # fmt: skip
+    done = CliRunner().invoke(dopfast, command, auto_envvar_prefix="DOPFAST")
+    assert done.exit_code == 0, done.output
+    assert "criterion synflow as published, material none, rounds 3" in done.output
+    assert "% of prunable weights, " in done.output and "% of all parameters" in done.output
+    shown = CliRunner().invoke(dopfast, [*command, "--json"], auto_envvar_prefix="DOPFAST")
+    result = json.loads(shown.stdout)
+    assert result["rounds"] == 3
+    assert result["sparsity_overall"] == pytest.approx(0.9, abs=1e-5)
+    assert result["sparsity_prunable"] > result["sparsity_overall"]
