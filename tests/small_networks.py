@@ -1,5 +1,6 @@
 """Small networks, samples and comparisons, for tests of criteria."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -72,9 +73,10 @@ def chunks(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ba
 
 
 def score(name: str, model: nn.Module, batches: Any, **knobs: Any) -> dict[str, Tensor]:
-    if name == "smart-ratio":
-        knobs = {"sparsity": 0.5, **knobs}
-    return criteria.load(name).score(model, batches, cross_entropy, 0, **knobs)
+    function = criteria.load(name).score
+    if "sparsity" in inspect.signature(function).parameters:
+        knobs = {"sparsity": 0.6, **knobs}
+    return function(model, batches, cross_entropy, 0, **knobs)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
