@@ -25,6 +25,7 @@ Draw: TypeAlias = Callable[[ClassConcepts, int, int], Array]
 Few: TypeAlias = list[tuple[int, int]]
 """Classes, and how many of something they have."""
 
+REPEATED = "shown repeatedly"
 NAMED = 5  # classes that a note names before it counts the rest
 
 
@@ -41,6 +42,11 @@ class Material:
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.make, self.chunks)
+
+    @property
+    def repeated(self) -> str:
+        """The note that says which items come several times, if any do."""
+        return next((note for note in self.notes if REPEATED in note), "")
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,7 @@ def _exactly(ask: Ask, class_id: int, drawn: Array, few: Few) -> Array:
 def _fewer(ask: Ask, few: Few, what: str) -> tuple[str, ...]:
     if not few:
         return ()
-    return (f"fewer {what} than {ask.per_class}, so shown repeatedly: {_named(ask, few)}",)
+    return (f"fewer {what} than {ask.per_class}, so {REPEATED}: {_named(ask, few)}",)
 
 
 def _fewer_concepts(ask: Ask, found: Few) -> tuple[str, ...]:

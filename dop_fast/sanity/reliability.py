@@ -116,8 +116,8 @@ def _gather(study: Study, cell: Cell, half: Half) -> Material:
         study.prune_config(cell.per_class), seed=derive(study.seed, "items", cell.split),
         device=study.device,
     )  # fmt: skip
-    if found.notes:  # items that come several times would make the halves look alike
-        raise DataError(found.notes[0], "lower --budget")
+    if found.repeated:  # would make the halves look alike
+        raise DataError(found.repeated, "lower --budget")
     return found
 
 
