@@ -85,7 +85,8 @@ def test_an_unknown_variant_is_refused_with_a_known_one(variant: str, hint: str)
 def test_weights_behind_the_mask_are_not_seen(name: str) -> None:
     model, batches = residual(), chunks(4, 3)
     whole = {layer: torch.ones_like(w, dtype=torch.bool) for layer, w in prunable(model).items()}
-    assert same(score(name, model, batches, mask=whole), score(name, model, batches))
+    # to float32's rounding: the first call of a process is not bit for bit that of later ones
+    near(score(name, model, batches, mask=whole), score(name, model, batches), 2e-6)
     mask = {layer: value.clone() for layer, value in whole.items()}
     for layer in mask.values():
         layer.view(-1)[::3] = False
@@ -151,7 +152,7 @@ def test_scores_are_a_function_of_their_arguments(name: str, knobs: dict[str, st
     torch.manual_seed(99)
     model.eval().requires_grad_(False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert same(first, score(name, model, chunks(4, 3), **knobs))
+        near(score(name, model, chunks(4, 3), **knobs), first, 2e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
