@@ -85,7 +85,7 @@ def test_an_unknown_variant_is_refused_with_a_known_one(variant: str, hint: str)
 def test_weights_behind_the_mask_are_not_seen(name: str) -> None:
     model, batches = residual(), chunks(4, 3)
     whole = {layer: torch.ones_like(w, dtype=torch.bool) for layer, w in prunable(model).items()}
-    # to float32's rounding: the first call of a process is not bit for bit that of later ones
+    # to float32's rounding: a convolution's weight gradient, first in a process, may differ in bits
     near(score(name, model, batches, mask=whole), score(name, model, batches), 2e-6)
     mask = {layer: value.clone() for layer, value in whole.items()}
     for layer in mask.values():
