@@ -14,7 +14,7 @@ from dop_fast import precision, runs, seeding, training
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError, StoreError
 from dop_fast.masks import MaskSet
-from dop_fast.training import Epoch, TrainData, loop
+from dop_fast.training import Epoch, TrainData, loop, step
 
 CPU = torch.device("cpu")
 ABOUT = {"model": "tiny"}
@@ -209,7 +209,7 @@ def test_an_error_in_the_middle_of_an_epoch_costs_that_epoch_alone(
 ) -> None:
     whole, resumed = network(), network()
     expected = list(fit(tmp_path / "whole", whole))
-    normalise, calls = loop.normalise, 0
+    normalise, calls = step.normalise, 0
 
     def out_of_memory(*args: object) -> torch.Tensor:
         nonlocal calls
@@ -219,7 +219,7 @@ def test_an_error_in_the_middle_of_an_epoch_costs_that_epoch_alone(
         return normalise(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "normalise", out_of_memory)
+        patch.setattr(step, "normalise", out_of_memory)
         with pytest.raises(MemoryError):
             list(fit(tmp_path / "broken", network()))
     assert len(runs.metrics(tmp_path / "broken")) == 2
@@ -314,14 +314,14 @@ def test_a_last_step_that_breaks_the_network_stops(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_epoch_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    normalise, steps = loop.normalise, 0
+    normalise, steps = step.normalise, 0
 
     def counted(*args: object) -> torch.Tensor:
         nonlocal steps
         steps += 1
         return normalise(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "normalise", counted)
+    monkeypatch.setattr(step, "normalise", counted)
     monkeypatch.setattr(loop, "CHECK_STEPS", 2)
     with pytest.raises(ModelError):
         next(fit(tmp_path, network(), replace(CONFIG, lr=1e30)))

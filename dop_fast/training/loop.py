@@ -10,18 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dop_fast import models, runs, seeding
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError
-from dop_fast.images import ImageSet, normalise
+from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
-from dop_fast.precision import autocast
 from dop_fast.training.accuracy import measure
 from dop_fast.training.checkpoint import Checkpoint
 from dop_fast.training.loader import Pixels, training_batches, training_order
-from dop_fast.training.masking import HeldMask
+from dop_fast.training.step import Step
 
 CHECK_STEPS = 100  # a look at the loss waits for the device
 
@@ -86,13 +84,13 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = _Trainer(model, data, config, masks, seed, device)
     checkpoint = Checkpoint(folder, _identity(data, config, masks, seed, about))
-    rows = checkpoint.restore(model, trainer.optimizer)
+    rows = checkpoint.restore(model, trainer.step.optimizer)
     runs.write_metrics(folder, rows)
     yield from (Epoch(**row) for row in rows)
     while len(rows) < config.epochs:
         record = trainer.epoch(len(rows) + 1)
         rows.append(asdict(record))
-        checkpoint.save(model, trainer.optimizer, trainer.held, rows)
+        checkpoint.save(model, trainer.step.optimizer, trainer.step.held, rows)
         runs.write_metrics(folder, rows)
         yield record
     models.save_weights(folder / runs.WEIGHTS, model, about)
@@ -114,14 +112,7 @@ class _Trainer:
         self.seed, self.device = seed, device
         self.train = Pixels(data.train, config.workers, device)
         self.val = Pixels(data.val, config.workers, device)
-        self.held = HeldMask(model, masks)
-        self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.step = Step(model, data.config, config, masks)
 
     def epoch(self, number: int) -> Epoch:
         """Train for an epoch, from 1, and measure."""
@@ -132,10 +123,10 @@ class _Trainer:
         losses: list[Tensor] = []
         self.model.train()
         with _seeded(seeding.derive(self.seed, "train", number), self.device):
-            for step, (pixels, labels) in enumerate(batches):
-                lr = learning_rate(config, before + step, steps)
-                losses.append(self._step(pixels, labels, lr))
-                if step % CHECK_STEPS == 0 or step == len(chunks) - 1:
+            for at, (pixels, labels) in enumerate(batches):
+                lr = learning_rate(config, before + at, steps)
+                losses.append(self.step(pixels, labels, lr))
+                if at % CHECK_STEPS == 0 or at == len(chunks) - 1:
                     _check(float(losses[-1]), number, lr)
         sizes = torch.tensor([len(chunk) for chunk in chunks], dtype=torch.float64)
         loss = float(torch.stack(losses).cpu().double() @ sizes / sizes.sum())
@@ -152,18 +143,6 @@ class _Trainer:
             images_per_s=float(sizes.sum()) / train_s,
             time_s=time.perf_counter() - start,
         )
-
-    def _step(self, pixels: Tensor, labels: Tensor, lr: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        with autocast(self.device, self.config.amp):
-            logits = self.model(normalise(pixels, self.data.mean, self.data.std))
-        loss = cross_entropy(logits.float(), labels)
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self.held.mask_gradients()
-        self.optimizer.step()
-        return loss.detach()
 
 
 def _check(loss: float, epoch: int, lr: float) -> None:
