@@ -6,7 +6,6 @@ Layout of a mask file (safetensors), schema `dopfast.mask`, version 1:
         layers  {name: {"shape": [...], "kept": n}}, in the model's order
         about   what the caller says the mask was made from
 Densities can so be read without dopfast and without unpacking; `kept` also tells damaged bits.
-A file is written under `<name>.partial` and renamed.
 """
 
 import json
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 from torch import Tensor, nn
 
-from dop_fast import __version__
+from dop_fast import __version__, disk
 from dop_fast.errors import ConfigError, ModelError, StoreError
 from dop_fast.kernels import bits, select
 from dop_fast.seeding import derive
@@ -219,9 +218,7 @@ def save(path: Path, mask_set: MaskSet) -> None:
         "about": json.dumps(mask_set.about),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(_in_order(serialise(packed, metadata)))
-    partial.replace(path)
+    disk.write(path, _in_order(serialise(packed, metadata)))
 
 
 def _in_order(content: bytes) -> bytes:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from dop_fast import disk
 from dop_fast.cifar import NETWORKS
 from dop_fast.config import TeacherConfig
 from dop_fast.errors import ModelError
@@ -171,15 +172,19 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, str]) -> None:
     """Write a state with `about` as metadata; `about["model"]` is what `parse_teacher` reads."""
-    # a copy each: safetensors refuses tied weights and strided memory
-    state = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    save_file(state, partial_path, dict(about))
-    partial_path.replace(path)
+    save_tensors(path, model.state_dict(), about)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, in place of an older one; StoreError where the disk is full."""
+    # a copy each: safetensors refuses tied weights and strided memory
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    with disk.replacing(path, sum(tensor.nbytes for tensor in plain.values())) as partial_path:
+        save_file(plain, partial_path, dict(metadata))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dop_fast import __version__
+from dop_fast import __version__, disk
 from dop_fast.errors import StoreError
 
 SCHEMA, VERSION = "dopfast.run", 1
@@ -149,18 +149,13 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def write_metrics(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the metrics by `rows`, one an epoch."""
-    _write(folder / METRICS, "".join(json.dumps(dict(row)) + "\n" for row in rows))
+    text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
+    disk.write(folder / METRICS, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name, then rename: a reader sees the old file or the new one."""
-    _write(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write JSON; a reader sees the old file or the new one."""
+    disk.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _manifest(run: Run) -> dict[str, Any]:

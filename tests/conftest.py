@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,18 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_copy(tiny_images: Path, tmp_path: Path) -> Path:
     """Return a copy of `tiny_images` that the test may change."""
     return shutil.copytree(tiny_images, tmp_path / "copy")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a file system of 1 MB; skip where we may not mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def _striped(class_id: int, rng: np.random.Generator) -> Image.Image:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dop_fast import runs
+from dop_fast import models, runs
 from dop_fast.errors import StoreError
 from dop_fast.training.masking import HeldMask
 
@@ -55,14 +54,7 @@ class Checkpoint:
             "about": json.dumps(self.about),
             "epochs": json.dumps(epochs),
         }
-        partial = self.path.with_name(self.path.name + ".partial")
-        # a copy each: safetensors refuses channels-last memory
-        plain = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in tensors.items()
-        }
-        save_file(plain, partial, metadata)
-        partial.replace(self.path)
+        models.save_tensors(self.path, tensors, metadata)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.SGD) -> list[dict[str, Any]]:
         """Bring back the stored state in place and return its epochs; none where nothing is stored.
