@@ -11,5 +11,13 @@ for name, folder in HOMES.items():
 setup(
     packages=sorted(packages),
     package_dir=HOMES,
-    package_data={"dop_fast": ["py.typed", "templates/*", "sweep/*.toml", "sweep/ready/*.toml"]},
+    package_data={
+        "dop_fast": [
+            "py.typed",
+            "templates/*",
+            "recipes/*.toml",
+            "sweep/*.toml",
+            "sweep/ready/*.toml",
+        ]
+    },
 )

@@ -19,6 +19,8 @@ T = TypeVar("T")
 Body = Callable[..., "Outcome"]
 
 INTERRUPTED = 130
+SOURCES = "dopfast.sources"
+"""Key of `Context.meta`: where defaults come from that are not those of dopfast.toml."""
 LAST_PANELS = ("Workspace", "Reproducibility", "Compute", "Output")
 
 
@@ -127,8 +129,9 @@ def _option(item: "dataclasses.Field[Any]", choices: tuple[str, ...]) -> Option:
     else:
         kind = click.types.convert_type(type(default))
     text = item.metadata["help"] + (f"  {span(item)}" if span(item) else "")
+    flag = item.name.replace("_", "-")
     return Option(
-        [f"--{item.name.replace('_', '-')}", item.name],
+        [f"--{flag}/--no-{flag}" if isinstance(default, bool) else f"--{flag}", item.name],
         type=kind,
         default=default,
         show_default=default not in ((), ""),
@@ -236,6 +239,8 @@ def _sources(ctx: click.Context) -> dict[str, str]:
     for name in ctx.params:
         source = ctx.get_parameter_source(name)
         found[name] = names.get(source.name, "default") if source else "default"
+        if found[name] == names["DEFAULT_MAP"]:
+            found[name] = ctx.meta.get(SOURCES, {}).get(name, found[name])
     return found
 
 

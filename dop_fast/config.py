@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from dop_fast import recipes
 from dop_fast.errors import ConfigError
 
 T = TypeVar("T")
@@ -332,7 +333,11 @@ class SanityConfig(StageConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(StageConfig):
-    """SGD with the paper's recipe: 120 epochs, 0.1, divided by 10 at 30, 60 and 90."""
+    """SGD with the paper's recipe: 120 epochs, 0.1, divided by 10 at 30, 60 and 90.
+
+    `from_dict` knows one key more: `recipe`, the name of `dop_fast.recipes` to take what is not
+    given from.
+    """
 
     epochs: int = setting(120, "passes over the training images", low=1, panel="Schedule")
     lr: float = setting(0.1, "learning rate", low=0, open_low=True, panel="Schedule")
@@ -356,3 +361,10 @@ class TrainConfig(StageConfig):
         "auto", "autocast: bf16 where the device computes in it, off elsewhere",
         choices=("auto", "bf16", "off"), panel="Compute",
     )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Build from TOML values, and from those of a recipe where they name one."""
+        own = dict(values)
+        start = recipes.read(own.pop("recipe")) if "recipe" in own else {}
+        return super().from_dict({**start, **own}, where)

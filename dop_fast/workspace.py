@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dop_fast import recipes
 from dop_fast.config import (
     DataConfig,
     ExtractConfig,
@@ -143,6 +144,10 @@ def create(workspace: Workspace) -> Path:
     for name, stage in STAGES.items():
         values = workspace.stages.get(name, {})
         lines += _section(name, stage.from_dict(values, name), set(values))
+        if stage is TrainConfig:
+            mark = "" if "recipe" in values else "# "
+            lines += [f"# published settings to start from: {', '.join(recipes.names())}"]
+            lines += [f"{mark}recipe = {_toml(values.get('recipe', 'paper'))}"]
     workspace.root.mkdir(parents=True, exist_ok=True)
     path = workspace.root / TOML
     partial = path.with_suffix(".partial")

@@ -3,10 +3,12 @@
 import click
 
 from dop_fast.cli._click import Call, Option, Outcome, command, settings
+from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 
 
 @command("dopfast finetune --mask grasp-stitched-0.95-s0 --epochs 120")
+@recipe
 @settings(TrainConfig)
 @click.option("--mask", default="", cls=Option, panel="Input", help="mask  [default: the newest]")
 @click.option("--dense", is_flag=True, cls=Option, panel="Input", help="no mask: the baseline")
@@ -15,7 +17,7 @@ from dop_fast.config import TrainConfig
 def finetune(call: Call, config: TrainConfig, mask: str, dense: bool, name: str) -> Outcome:
     """Train the pruned network with its mask held.
 
-    The paper's recipe, scaled to the epochs asked for; goes on where it stopped.
+    The paper's recipe or another, scaled to the epochs asked for; goes on where it stopped.
     """
     from dop_fast import pipeline
     from dop_fast.cli._epochs import follow

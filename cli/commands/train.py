@@ -1,10 +1,12 @@
 """`dopfast train`: a dense teacher."""
 
 from dop_fast.cli._click import Call, Outcome, command, settings
+from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 
 
 @command("dopfast train --epochs 30 --lr 0.05")
+@recipe
 @settings(TrainConfig)
 def train(call: Call, config: TrainConfig) -> Outcome:
     """Train the teacher whose concepts are extracted."""
