@@ -64,6 +64,19 @@ def test_a_data_free_criterion_is_done_once_whatever_the_materials_and_their_set
     assert ways(found) == [("random", 0.9, seed) for seed in (0, 1, 2)]
 
 
+def test_every_row_but_controls_has_random_masks_of_its_own_layer_densities_behind_it() -> None:
+    found = made(criteria=["snip"], controls=["random", "same-densities"], seeds=1)
+    rows = [cell.row.label for cell in found if cell.row and cell.sparsity == 0.9]
+    likened = [row for label in ("snip · images", "snip · ones")
+               for row in (label, f"same-densities ({label})")]  # fmt: skip
+    assert rows == [*likened, "random"]
+    masks = {cell.row.label: cell.mask for cell in found if cell.row and cell.sparsity == 0.9}
+    assert {cell.like for cell in found if cell.sparsity == 0.9} == {
+        "", masks["snip · images"], masks["snip · ones"]
+    }  # fmt: skip
+    assert len({cell.run for cell in found}) == len(found)
+
+
 def test_the_comparisons_of_one_seed_are_complete_before_the_next_begins() -> None:
     assert [cell.seed for cell in made()] == sorted(cell.seed for cell in made())
 
@@ -130,6 +143,7 @@ def test_a_typo_is_refused_and_the_nearest_right_word_named(
         {"sparsities": [1.0]}, {"sparsities": []}, {"sparsities": 0.9}, {"sparsities": ["0.9"]},
         {"sparsities": [math.nan]}, {"materials": []}, {"criteria": [1]}, {"seeds": 0},
         {"seeds": [0.5]}, {"seeds": True}, {"controls": ["snip"]}, {"prune": {"sparsity": 0.5}},
+        {"criteria": ["same-densities"]},
         {"prune": 3}, {"grid": 3}, {"grid": [3]}, {"dense": "yes"}, {"model": 3},
         {"anchors": "nowhere"}, {"finetune": {"epochs": 0}}, {"stitch": {"sigma": 2.0}},
         {"criteria": [], "controls": []},
@@ -235,6 +249,16 @@ def test_a_row_may_be_the_baseline_of_all() -> None:
     assert {e["baseline"] for e in tables.entries(found)} == {"", "random"}
     assert entry(found, "snip · images", 0.9)["baseline_difference_mean"] == pytest.approx(22)
     assert entry(results(), "random", 0.9)["baseline"] == ""  # no random on images
+
+
+def test_a_control_is_held_against_the_row_it_is_like_whatever_the_baseline() -> None:
+    control = Row("same-densities", like=ONES)
+    found = results(baseline="random")
+    top1 = {**found.top1, control: {0.9: {3: 0.46, 4: 0.52}}}
+    found = replace(found, top1=top1, names=labels([*found.names, control]))
+    one = entry(found, "same-densities (snip · ones)", 0.9)
+    assert one["baseline"] == "snip · ones"
+    assert one["baseline_difference_mean"] == pytest.approx(-1)
 
 
 def test_markdown_csv_and_json_tell_the_same() -> None:

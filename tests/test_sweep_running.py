@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dop_fast import pipeline, runs, sweep, workspace
+from dop_fast import masks, pipeline, runs, sweep, workspace
 from dop_fast.cli.main import dopfast
 from dop_fast.config import ExtractConfig
 from dop_fast.errors import ModelError, StoreError
@@ -351,6 +351,22 @@ def test_stitched_patches_of_two_thresholds_are_made_beside_the_store_and_kept_a
     header.write_text(re.sub(r'("fill": )117', r"\g<1>118", text), encoding="utf-8")
     with pytest.raises(StoreError, match="differ in the store of patches"):
         drain(sweep.run(book(space, **asked), CPU))
+
+
+def test_controls_take_the_densities_of_the_masks_they_are_like_which_are_made_first(
+    space: Workspace,
+) -> None:
+    own = book(space, seeds=1, dense=False, controls=["same-densities"])
+    controls = [cell for cell in own.cells if cell.like]
+    alone = sweep.Book(own.sweep, space)
+    alone.__dict__["cells"] = tuple(sorted(own.cells, key=lambda cell: not cell.like))
+    assert [alone.lacks(cell) for cell in controls] == [cell.like for cell in controls]
+    assert len(drain(sweep.run(alone, CPU))) == len(own.cells) == 4
+    for cell in controls:
+        there, like = (masks.load(own.mask(other)) for other in (cell, own.origin(cell)))
+        assert [row.kept for row in there.layers()] == [row.kept for row in like.layers()]
+        assert not all(torch.equal(kept, like.masks[name]) for name, kept in there.masks.items())
+    assert own.outdated() == {} and drain(sweep.run(own, CPU)) == ()
 
 
 def drain_training(space: Workspace) -> None:

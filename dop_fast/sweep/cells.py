@@ -7,7 +7,7 @@ from typing import Any
 from dop_fast import criteria
 from dop_fast.config import PruneConfig, StageConfig, StitchConfig, TrainConfig, fingerprint
 from dop_fast.runs import SPEED_ONLY
-from dop_fast.sweep.definition import Grid, Sweep, refuse_unknown
+from dop_fast.sweep.definition import LIKE, Grid, Sweep, refuse_unknown
 from dop_fast.workspace import Workspace
 
 DENSE, BASELINE = "dense", "images"
@@ -17,7 +17,8 @@ DENSE, BASELINE = "dense", "images"
 class Row:
     """A way of pruning, whatever the sparsity and the seed; `extra` are settings that differ.
 
-    `stitch` are the settings of stitched patches that are made for this row, if any are.
+    `stitch` are the settings of stitched patches that are made for this row, if any are. `like` is
+    the row whose layer densities a control has.
     """
 
     criterion: str
@@ -25,16 +26,21 @@ class Row:
     material: str = ""
     extra: tuple[tuple[str, Any], ...] = ()
     stitch: StitchConfig | None = None
+    like: "Row | None" = None
 
     @property
     def label(self) -> str:
         """Name it without its settings."""
+        if self.like:
+            return f"{self.criterion} ({self.like.label})"
         way = f"{self.criterion} ({self.variant})" if self.variant else self.criterion
         return f"{way} · {self.material}" if self.material else way
 
     @property
     def settings(self) -> dict[str, Any]:
         """What sets it apart from rows of the same label."""
+        if self.like:
+            return self.like.settings
         made = {} if self.stitch is None else {"sigma": self.stitch.sigma}
         return {**dict(self.extra), **made}
 
@@ -51,7 +57,7 @@ class Cell:
     """One training: of `row` at `sparsity` from the initial weights of `seed`, or dense.
 
     `mask` and `run` are the names of what it makes; it is claimed by `key`, which cells of other
-    sweeps that share the mask have too.
+    sweeps that share the mask have too. `like` names the mask whose layer densities it takes.
     """
 
     row: Row | None
@@ -59,6 +65,7 @@ class Cell:
     seed: int
     mask: str
     run: str
+    like: str = ""
 
     @property
     def key(self) -> str:
@@ -92,7 +99,15 @@ def cells(sweep: Sweep, space: Workspace) -> tuple[Cell, ...]:
 
 
 def rows_of(grid: Grid) -> Iterator[Row]:
-    """Return the rows of a grid; settings of data do not count where a criterion needs none."""
+    """Return the rows of a grid, each with its control behind it where the grid is likened."""
+    for row in _scored(grid):
+        yield row
+        if grid.likened:
+            yield Row(LIKE, like=row)
+
+
+def _scored(grid: Grid) -> Iterator[Row]:
+    """Return the rows; settings of data do not count where a criterion needs none."""
     about_data = {item.name for item in fields(PruneConfig) if item.metadata["panel"] == "Data"}
     config = PruneConfig.from_dict(grid.prune, "prune")
     own = tuple((key, getattr(config, key)) for key in sorted(changed(config)))
@@ -123,11 +138,14 @@ def changed(config: StageConfig) -> dict[str, Any]:
 
 
 def _cell(row: Row, sparsity: float, seed: int, model: str, finetune: TrainConfig) -> Cell:
-    parts = (row.criterion, row.variant, row.material, f"{sparsity:.10g}", f"s{seed}")
-    stitch = row.stitch.to_dict() if row.stitch else None
-    about = fingerprint(model, dict(row.extra), *([stitch] if stitch else []))[:8]
-    mask = "-".join([*filter(None, parts), about])
-    return Cell(row, sparsity, seed, mask, f"{mask}-{fingerprint(changed(finetune))[:6]}")
+    own = row.like or row
+    parts = (own.criterion, own.variant, own.material, f"{sparsity:.10g}", f"s{seed}")
+    stitch = own.stitch.to_dict() if own.stitch else None
+    about = fingerprint(model, dict(own.extra), *([stitch] if stitch else []))[:8]
+    scored = "-".join([*filter(None, parts), about])
+    mask = f"{row.criterion}-{scored}" if row.like else scored
+    run = f"{mask}-{fingerprint(changed(finetune))[:6]}"
+    return Cell(row, sparsity, seed, mask, run, scored if row.like else "")
 
 
 def labels(rows: Mapping[Row, object] | list[Row]) -> dict[Row, str]:

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Grid:
 
     A criterion that needs no data makes one row, whatever the materials. `prune` and `stitch` hold
     the settings that differ from the defaults; with `stitch`, stitched patches are made for it.
+    `likened`: each row is followed by its control, random masks of the same layer densities.
     """
 
     criteria: tuple[str, ...]
@@ -30,9 +31,12 @@ class Grid:
     variants: tuple[str, ...] = ()
     prune: Mapping[str, Any] = field(default_factory=dict)
     stitch: Mapping[str, Any] = field(default_factory=dict)
+    likened: bool = False
 
 
-GRID_KEYS = tuple(item.name for item in fields(Grid))
+LIKE = "same-densities"
+"""The control that every row has one of its own of."""
+GRID_KEYS = tuple(item.name for item in fields(Grid) if item.name != "likened")
 TABLES = ("prune", "stitch")
 EXAMPLES = {"criteria": '["grasp"]', "sparsities": "[0.9, 0.95]"}
 TOP_KEYS = (
@@ -107,7 +111,10 @@ def parse(content: Mapping[str, Any], name: str, first_seed: int = 0) -> Sweep:
         for key in TABLES:
             merged[key] = {**shared.get(key, {}), **table.get(key, {})}
         grids.append(_grid(merged, "grid"))
-    grids += _controls(content, shared, grids)
+    controls = _list(content, "controls")
+    if LIKE in controls:
+        grids = [replace(grid, likened=True) for grid in grids]
+    grids += _controls(tuple(name for name in controls if name != LIKE), shared, grids)
     if not grids:
         raise ConfigError(f"{name} compares nothing", 'say what: criteria = ["grasp"]')
     model, label, baseline, anchors = (
@@ -137,6 +144,8 @@ def _grid(values: Mapping[str, Any], where: str) -> Grid:
             raise ConfigError(f"[{where}] has no {key}", f"such as {key} = {EXAMPLES[key]}")
     for criterion in grid.criteria:
         refuse_unknown("criterion", criterion, criteria.names())
+        if criterion == LIKE:
+            raise ConfigError(f"{LIKE} is a control of the other rows", f'controls = ["{LIKE}"]')
         if criteria.load(criterion).NEEDS_DATA and not grid.materials:
             raise ConfigError(
                 f"{criterion} needs something to be scored on", 'such as materials = ["images"]'
@@ -160,11 +169,8 @@ def _list(values: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     return given
 
 
-def _controls(
-    content: Mapping[str, Any], shared: Mapping[str, Any], grids: list[Grid]
-) -> list[Grid]:
-    """Return the rows of `controls`, at every sparsity of the others."""
-    names = _list(content, "controls")
+def _controls(names: tuple[str, ...], shared: Mapping[str, Any], grids: list[Grid]) -> list[Grid]:
+    """Return the rows of the controls, at every sparsity of the others."""
     for name in names:
         refuse_unknown("criterion", name, criteria.names())
         if criteria.load(name).NEEDS_DATA:

@@ -33,8 +33,11 @@ class Results:
         """Return the row that `row` is held against; None where it is that row, or there is none.
 
         That is the row called `sweep.baseline`, or the same criterion on that material: with the
-        same settings where there is such a row, else the first.
+        same settings where there is such a row, else the first. A control is held against the row
+        whose layer densities it has.
         """
+        if row.like:
+            return row.like if sparsity in self.top1.get(row.like, {}) else None
         wanted = self.sweep.baseline or BASELINE
         there = [other for other in self.names if sparsity in self.top1.get(other, {})]
         called = [other for other in there if wanted in (other.label, self.names[other])]

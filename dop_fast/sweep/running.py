@@ -12,6 +12,7 @@ from dop_fast import masks, pipeline, runs, stores
 from dop_fast.config import ModelConfig, fingerprint, is_remote
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.images import ImageSet
+from dop_fast.masks import MaskSet
 from dop_fast.runs import SPEED_ONLY
 from dop_fast.stores import PatchStore
 from dop_fast.sweep.cells import Cell, Row, cells
@@ -63,8 +64,15 @@ class Book:
         mark = fingerprint(row.stitch.to_dict(), self.space.seed, source)
         return replace(space, store=f"{FOLDER}/stitched-{mark[:8]}.zarr")
 
+    def origin(self, cell: Cell) -> Cell:
+        """Return the cell whose mask a control's is like; of any other cell, itself."""
+        return next((other for other in self.cells if other.mask == cell.like != ""), cell)
+
     def lacks(self, cell: Cell) -> str:
-        """Return the name of the store of patches that must be stitched first, if one must."""
+        """Return the key of what must be made first: patches to stitch, or the mask it is like."""
+        if cell.like:
+            origin = self.origin(cell)
+            return "" if self.mask(origin).is_file() else self.lacks(origin) or origin.key
         if cell.row is None or cell.row.stitch is None:
             return ""
         store = self.workspace(cell.row).patches
@@ -159,7 +167,7 @@ def run(
         with claim:
             try:
                 if claim.key != cell.key:
-                    yield from _stitch(book, cell.row)
+                    yield from _prepare(book, book.origin(cell), device)
                     continue
                 place = 1 + sum(book.run(other) is not None for other in book.cells)
                 yield f"{place} of {len(book.cells)}: {cell.run}"
@@ -177,7 +185,7 @@ def run(
 def _next(book: Book) -> tuple[Cell, Claim] | None:
     """Claim the first cell that nobody has, has done, or has failed at since we began.
 
-    Where its patches must be stitched first, that is what is claimed.
+    Where its patches must be stitched, or the mask it is like made first, that is what is claimed.
     """
     for cell in book.cells:
         key = book.lacks(cell) or cell.key
@@ -214,11 +222,7 @@ def _do(
 ) -> Generator[str | Epoch, None, bool]:
     """Prune and train one cell; return False where it was taken over by another process."""
     space = book.workspace(cell.row)
-    mask = None
-    if cell.row is not None:
-        config = cell.row.pruning(cell.sparsity)
-        _, kept, _ = pipeline.prune(space, config, cell.seed, device, name=cell.mask)
-        mask = cell.mask, kept
+    mask = (cell.mask, _prune(book, cell, device)) if cell.row else None
     folder = pipeline.run_folder(space, cell.mask, cell.run, cell.seed)
     epochs = pipeline.finetune(
         space, book.sweep.finetune, mask, folder, cell.seed, device,
@@ -230,6 +234,22 @@ def _do(
             return False
         yield epoch
     return True
+
+
+def _prune(book: Book, cell: Cell, device: torch.device) -> MaskSet:
+    assert cell.row is not None  # dense has no mask
+    config = replace(cell.row.pruning(cell.sparsity), like=cell.like)
+    space = book.workspace(cell.row)
+    return pipeline.prune(space, config, cell.seed, device, name=cell.mask)[1]
+
+
+def _prepare(book: Book, cell: Cell, device: torch.device) -> Generator[str, None, None]:
+    """Make what others need of a cell: its stitched patches, and if they are there, its mask."""
+    if book.lacks(cell):
+        yield from _stitch(book, cell.row)
+    else:
+        yield f"prune: {cell.mask}"
+        _prune(book, cell, device)
 
 
 def _stitch(book: Book, row: Row | None) -> Generator[str, None, None]:
