@@ -248,6 +248,13 @@ MATERIALS = (
 """What weights are scored on: see `patches.material`."""
 
 
+def _augment() -> str:
+    return setting(
+        "none", "of material; published: random resized crop and flip, guaranteed: one that shows "
+        "part of the patch", choices=("none", "published", "guaranteed"), panel="Data",
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PruneConfig(StageConfig):
     """One-shot pruning at initialisation, Algorithm 1, lines 2 to 4."""
@@ -282,10 +289,7 @@ class PruneConfig(StageConfig):
         "auto", "what weights are scored on; auto: stitched patches if there are any, else patches",
         choices=("auto", *MATERIALS), panel="Data",
     )  # fmt: skip
-    augment: str = setting(
-        "none", "of material; published: random resized crop and flip, guaranteed: one that shows "
-        "part of the patch", choices=("none", "published", "guaranteed"), panel="Data",
-    )  # fmt: skip
+    augment: str = _augment()
     per_class: int = setting(10, "material of each class", low=1, panel="Data")
     batch_size: int = setting(
         100, "chunk: batch norm takes its statistics over this many; 0: as many as memory holds, "
@@ -318,6 +322,7 @@ class SanityConfig(StageConfig):
         100, "items of a half to start with, doubled from there; rounded to equally many of each "
         "class", low=2, panel="Data",
     )  # fmt: skip
+    augment: str = _augment()
     budget: int = setting(800, "items of both halves together, at most", low=4, panel="Data")
     splits: int = setting(3, "times that the photographs are halved anew", low=1, panel="Data")
     per_class: int = setting(10, "items of each class that controls are scored on", low=1,

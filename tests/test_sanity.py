@@ -97,6 +97,20 @@ def use(monkeypatch: pytest.MonkeyPatch, fake: Linear) -> Linear:
     return fake
 
 
+def test_crops_of_items_are_studied_beside_whole_ones(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Linear(c=9.0))  # its score follows from the pixels
+    found = {}
+    for augment in ("none", "published"):
+        study = of(space, material=("patches",), augment=augment, budget=12)
+        sanity.measure(study)
+        found[augment] = sanity.read(study.path)["reliability"]
+    assert len({json.dumps(cells["snip/patches/6/0"]["halves"]) for cells in found.values()}) == 2
+    titles = [study.title for study in reliability.studies(space.sanity)]
+    assert [title.endswith(", published crops") for title in titles] == [False, True]
+
+
 def test_the_split_half_cosine_of_a_linear_criterion_is_n_over_n_plus_c(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,9 +59,9 @@ class Study(NamedTuple):
 
 
 def studies(folder: Path) -> list[Study]:
-    """Return every file of results in a workspace, lowest sparsity first."""
-    found = [read(path) for path in sorted(folder.glob("*.json"))]
-    found.sort(key=lambda content: (content["about"]["sparsity"], content["about"]["seed"]))
+    """Return every file of results in a workspace, lowest sparsity and whole items first."""
+    found = [read(path) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
+    found.sort(key=lambda content: [content["about"][key] for key in ("sparsity", "seed")])
     return [_study(content) for content in found if content["reliability"]]
 
 
@@ -69,8 +69,9 @@ def _study(content: Mapping[str, Any]) -> Study:
     about, rows = content["about"], curves(content)
     look = styles(sorted({curve.material for curve in rows}))
     shown = [reliability_table(rows), control_table(content), material_table(content)]
+    crops = "" if about["augment"] == "none" else f", {about['augment']} crops"
     return Study(
-        f"{about['model']}, {100 * about['sparsity']:.4g} % sparsity, seed {about['seed']}",
+        f"{about['model']}, {100 * about['sparsity']:.4g} % sparsity, seed {about['seed']}{crops}",
         max(point.halves["cosine"].n for curve in rows for point in curve.points),
         [panel for criterion in _criteria(rows) for panel in _panels(criterion, rows, look)],
         look,

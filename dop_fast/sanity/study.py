@@ -1,7 +1,8 @@
 """What a sanity check is of, and the file that its results stand in.
 
-Layout of sanity/<sparsity>-s<seed>.json, schema `dopfast.sanity`, version 1:
-    about        model, its initial weights, data, sparsity, seed, chunk size, precision
+Layout of sanity/<sparsity>-s<seed>.json, with the augmentation behind it where there is one;
+schema `dopfast.sanity`, version 1:
+    about        model, its initial weights, data, sparsity, seed, chunk size, augment, precision
     reliability  {"criterion/material/items/split": the two halves' agreement}
     controls     {"criterion/material/control": overlap with the original, and top1 once trained}
     materials    {"criterion/material/material": overlap of their masks}
@@ -49,7 +50,8 @@ class Study:
     @property
     def path(self) -> Path:
         """The file of results."""
-        return self.workspace.sanity / f"{self.config.sparsity:g}-s{self.seed}.json"
+        augment = "" if self.config.augment == "none" else f"-{self.config.augment}"
+        return self.workspace.sanity / f"{self.config.sparsity:g}-s{self.seed}{augment}.json"
 
     def model(self, seed: int) -> nn.Module:
         """Return the network with the weights drawn from `seed`, on the device."""
@@ -65,7 +67,10 @@ class Study:
 
     def prune_config(self, per_class: int) -> PruneConfig:
         """Return the settings that material is gathered by."""
-        return PruneConfig(per_class=per_class, batch_size=self.config.batch_size)
+        config = self.config
+        return PruneConfig(
+            per_class=per_class, batch_size=config.batch_size, augment=config.augment
+        )
 
     def source(self, material: str) -> str:
         """Return the fingerprint of what a material is made of, beside the images."""
@@ -105,6 +110,7 @@ def open_study(
         "sparsity": config.sparsity,
         "seed": seed,
         "batch_size": config.batch_size,
+        "augment": config.augment,
         "precision": config.precision,
     }
     return Study(workspace, config, seed, device, train, store, _all(tuple(asked), store), about)
