@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import _parts
-import numba
 import numpy as np
 import torch
 from _timing import Row, alternate, arguments, data_folder, faster, report
@@ -370,7 +369,6 @@ def _alike(one: Array, other: Array) -> tuple[float, float]:
 def main() -> None:
     options = arguments(__doc__ or "", data=True).parse_args()
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     folder = data_folder(options.data)
     photos = np.stack([square(x, SIDE) for x in photographs(folder, IMAGES)])
     sources = photos[np.arange(IMAGES) % len(photos)]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numba
 import torch
 from _networks import drawn, extra_mb, shapes
 from _timing import Row, alternate, arguments, faster, report
@@ -121,7 +120,6 @@ def on_gpu(name: str, sizes: list[torch.Size], repeats: int) -> list[Row]:
 def main() -> None:
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     repeats = 3 if options.quick else 15
     rows = on_cpu("resnet50", repeats)
     if not options.quick:

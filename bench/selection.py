@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numba
 import torch
 from _networks import drawn, extra_mb, shapes
 from _timing import Row, alternate, arguments, faster, report
@@ -86,7 +85,6 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="10^9 scores, too: 16 GB, minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     rows, devices = [], ["cpu"]
     if torch.cuda.is_available():
         devices.append("cuda")

@@ -6,6 +6,7 @@ out, connectivity included. Quality: at equal numbers of segments and equal comp
 
 import importlib
 import io
+import os
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import _boundaries
-import numba
 import numpy as np
+import torch
 from _timing import Row, alternate, arguments, data_folder, faster, report
 from numpy.typing import NDArray
 from PIL import Image
@@ -140,7 +141,7 @@ def speed(photos: list[Image.Image], repeats: int) -> list[Row]:
     for n in (5, 10, 15):
         rows += compare(f"32 px, n={n}", small, [n], {"fast-slic": 6.0}, repeats)
     rows += compare("500 px, n=50", large, [50], {"fast-slic": 2.7}, repeats)
-    if numba.config.NUMBA_NUM_THREADS > 1:
+    if os.cpu_count() != 1:
         rows.append(threads(np.stack(middle), repeats))
     return rows
 
@@ -149,7 +150,7 @@ def threads(batch: NDArray[np.uint8], repeats: int) -> Row:
     """Compare the wall time of two threads (ours) with that of one (peer)."""
 
     def run(count: int) -> None:
-        numba.set_num_threads(count)
+        torch.set_num_threads(count)
         slic(batch, [15, 50, 80])
 
     jobs = {"one": lambda: run(1), "two": lambda: run(2)}
@@ -213,11 +214,11 @@ def _kept(labels: NDArray[Any], n: int) -> tuple[bool, bool]:
 
 def main() -> None:
     options = arguments(__doc__ or "", bsds=True, data=True).parse_args()
-    numba.set_num_threads(1)
+    torch.set_num_threads(1)
     count, repeats = (12, 3) if options.quick else (100, 3)
     photos = photographs(data_folder(options.data), count)
     rows = speed(photos, repeats) + promises(photos[:: max(1, count // 25)])
-    numba.set_num_threads(1)
+    torch.set_num_threads(1)
     scenes = [_boundaries.scene(seed) for seed in range(6 if options.quick else 24)]
     rows += quality(scenes, "scenes", (50, 100, 200))
     if options.bsds:

@@ -92,7 +92,8 @@ def rounds(job: Job, plan: Plan, path: Path, about: Mapping[str, Any]) -> Iterat
 
     After every round but the last the mask is stored beside `path`, and is where the same call,
     with an equal `about`, goes on; rounds of before are yielded as the last of them. The result
-    is the same, bit for bit. A caller that has stored the result calls `forget`.
+    is the same, bit for bit, on as many threads (see `engine`). A caller that has stored the
+    result calls `forget`.
     """
     done, mask = _begun(path, about)
     for number in range(1, plan.rounds + 1):

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import torch
-from numba import get_num_threads
 from torch import Tensor
 
 PIECE = 1 << 20
@@ -39,8 +38,8 @@ def pieces(tensors: Sequence[Tensor]) -> Iterator[Piece]:
 
 
 def spread(job: Callable[[Sequence[Piece]], T], work: Sequence[Piece]) -> list[T]:
-    """Return what `job` makes of each thread's share of the pieces, on as many threads as Numba."""
-    threads = max(1, min(get_num_threads(), len(work)))
+    """Return what `job` makes of the pieces, dealt to as many threads as PyTorch has."""
+    threads = max(1, min(torch.get_num_threads(), len(work)))
     if threads == 1:
         return [job(work)]
     with ThreadPoolExecutor(threads) as pool:

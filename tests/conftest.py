@@ -15,9 +15,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TINT = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread; fail where that changes, as bits do with the number of them."""
     torch.set_num_threads(1)
+    yield
+    assert torch.get_num_threads() == 1
 
 
 @pytest.fixture(scope="session")

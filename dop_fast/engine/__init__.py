@@ -6,6 +6,9 @@ recorded forward. All are of the mean over all samples: a chunk's mean counts by
 for more.) Batch norm takes its statistics over a chunk; everything else is in evaluation mode,
 so that dropout is off and both passes of a Hessian product see one function.
 
+Equal calls give equal bits on one device with the same versions and as many PyTorch threads, among
+which convolutions split their sums. So nothing here or in kernels may change that number.
+
 Finite differences are no substitute: at ReLUs they see kinks that the Hessian does not.
 """
 

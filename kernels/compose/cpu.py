@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import get_num_threads, njit
+from numba import njit
 from torch import Tensor
 
 from dop_fast.kernels.compose.reference import Entry
@@ -35,7 +35,7 @@ def compose(sources: Tensor, segments: Segments, entry: Entry, out: Tensor) -> N
     )
     masks = (segments.box, segments.image, segments.offset, segments.bits)
     pixels = sources.numpy()
-    parts = max(1, min(get_num_threads(), count))
+    parts = max(1, min(torch.get_num_threads(), count))
     edges = [count * k // parts for k in range(parts + 1)]
     if parts == 1:
         _span(pixels, masks, 0, *settings, rows)

@@ -26,7 +26,7 @@ def slic(
     quarter of the mean area asked for; k is within max(5 %, 1) of `n_segments`, at most the number
     of pixels. `compactness` weighs place against CIELAB colour, `sigma` blurs the colours (pixels),
     `coarse` runs the first 7 of 10 iterations at half resolution. Images run in parallel on
-    `numba.get_num_threads()` threads and do not influence each other.
+    `torch.get_num_threads()` threads and do not influence each other.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ConfigError(f"SLIC needs uint8[n h w 3], not {images.dtype}{list(images.shape)}")

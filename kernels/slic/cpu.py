@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-from numba import get_num_threads
+import torch
 from numpy.typing import NDArray
 
 from dop_fast.kernels.slic import _lanes, reference
@@ -66,7 +66,7 @@ def slic(
     halved = int(reference.COARSE_SHARE * iterations) if coarse else 0
     settings = (TABLES, weights, columns, rows, fine, half, iterations - halved, halved)
     images = np.ascontiguousarray(images)
-    parts = min(get_num_threads(), count)
+    parts = min(torch.get_num_threads(), count)
     if parts <= 1:
         _span(images, *settings, labels)
         return labels

@@ -1,9 +1,11 @@
 """One contract over every criterion and every variant of it."""
 
 import inspect
+import os
 import subprocess
 import sys
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,8 +87,7 @@ def test_an_unknown_variant_is_refused_with_a_known_one(variant: str, hint: str)
 def test_weights_behind_the_mask_are_not_seen(name: str) -> None:
     model, batches = residual(), chunks(4, 3)
     whole = {layer: torch.ones_like(w, dtype=torch.bool) for layer, w in prunable(model).items()}
-    # to float32's rounding: a convolution's weight gradient, first in a process, may differ in bits
-    near(score(name, model, batches, mask=whole), score(name, model, batches), 2e-6)
+    assert same(score(name, model, batches, mask=whole), score(name, model, batches))
     mask = {layer: value.clone() for layer, value in whole.items()}
     for layer in mask.values():
         layer.view(-1)[::3] = False
@@ -152,7 +153,25 @@ def test_scores_are_a_function_of_their_arguments(name: str, knobs: dict[str, st
     torch.manual_seed(99)
     model.eval().requires_grad_(False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        near(score(name, model, chunks(4, 3), **knobs), first, 2e-6)
+        assert same(score(name, model, chunks(4, 3), **knobs), first)
+
+
+def test_the_first_scores_of_a_process_are_its_later_ones_bit_for_bit() -> None:
+    code = """
+import torch
+from small_networks import chunks, plain, residual, same, score
+from test_contract import NAMES
+
+for name in ("force", *NAMES):
+    for make in (plain, residual):
+        first = score(name, make(), chunks(4, 3))
+        assert same(score(name, make(), chunks(4, 3)), first), name
+assert torch.get_num_threads() == 1
+"""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
+    # what starts threads of its own must not change PyTorch's number of them
+    few = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **few}, check=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -144,6 +144,15 @@ def test_bfloat16_is_the_rounded_float32() -> None:
     assert single.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_number_of_threads_changes_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, segments = made((24, 31))
+    index, entry = np.arange(len(segments)), Entry(32, FILL, **PLAIN)
+    alone = by_cpu(sources, segments, index, entry)
+    for threads in (2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert np.array_equal(by_cpu(sources, segments, index, entry), alone)
+
+
 def test_no_segments_make_an_empty_batch() -> None:
     sources, segments = made((20, 30))
     entry = Entry(16, FILL, **PLAIN)

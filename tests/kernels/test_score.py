@@ -113,7 +113,7 @@ def test_chunks_add_up_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch)
     for share in (0.25, 0.75):
         score.reference.score_(expected, weights, factors, Rule(True, True, share), masks)
     for threads in (1, 3):
-        monkeypatch.setattr(lists, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         out = [torch.zeros(shape) for shape in SHAPES]
         for share in (0.25, 0.75):
             score.score_(out, weights, factors, Rule(True, True, share), masks)

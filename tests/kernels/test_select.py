@@ -116,7 +116,7 @@ def test_the_mask_does_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lists, "PIECE", 64)
     scores = layers(1)
     for threads in (1, 2, 5):
-        monkeypatch.setattr(lists, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         for k in (1, 700, 3000, TOTAL - 900):
             assert unpacked(select.top(scores, k), scores) == sorting_twin(scores, k)
 
