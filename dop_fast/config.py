@@ -363,8 +363,12 @@ class TrainConfig(StageConfig):
     )  # fmt: skip
     workers: int = setting(0, "processes that load images; 0: this one", low=0, panel="Data")
     amp: str = setting(
-        "auto", "autocast: bf16 where the device computes in it, off elsewhere",
-        choices=("auto", "bf16", "off"), panel="Compute",
+        "auto", "autocast: bf16 where the device computes in it, else fp16 on a GPU, off on a CPU",
+        choices=("auto", "bf16", "fp16", "off"), panel="Compute",
+    )  # fmt: skip
+    compile: str = setting(
+        "off", "torch.compile of forward and backward; graphs: with CUDA graphs",
+        choices=("off", "on", "graphs"), panel="Compute",
     )  # fmt: skip
 
     @classmethod
