@@ -5,7 +5,6 @@ these classes. A value out of range raises `ConfigError` wherever it came from.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from dop_fast import recipes
-from dop_fast.errors import ConfigError
+from dop_fast.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -58,11 +57,7 @@ class StageConfig:
         known = [item.name for item in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                raise ConfigError(
-                    f"[{where}] has an unknown key: {key}",
-                    f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}",
-                )
+                raise ConfigError(f"[{where}] has an unknown key: {key}", nearest(key, known))
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**lists)
 
@@ -99,11 +94,7 @@ def _check_type(item: "dataclasses.Field[Any]", value: object) -> None:
 def _check_range(item: "dataclasses.Field[Any]", value: Any) -> None:
     choices = item.metadata["choices"]
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        raise ConfigError(
-            f"{item.name} does not know {value!r}",
-            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(choices)}",
-        )
+        raise ConfigError(f"{item.name} does not know {value!r}", nearest(str(value), choices))
     low, high, open_low, open_high = item.metadata["range"]
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, str | bool):
