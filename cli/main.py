@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 
 import click
 
@@ -49,5 +50,6 @@ def dopfast() -> None:
 def main() -> None:
     """Run the command line; every known failure ends in a message and a hint."""
     argv = sys.argv[1:]
+    warnings.filterwarnings("ignore", r"Image size \(")  # PIL's: such an image is refused by name
     with failures(argv):
         dopfast.main(argv, prog_name="dopfast", standalone_mode=False)

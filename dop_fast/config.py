@@ -5,6 +5,7 @@ these classes. A value out of range raises `ConfigError` wherever it came from.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from dop_fast import recipes
-from dop_fast.errors import ConfigError, nearest
+from dop_fast.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -57,7 +58,11 @@ class StageConfig:
         known = [item.name for item in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"[{where}] has an unknown key: {key}", nearest(key, known))
+                near = difflib.get_close_matches(key, known, 1)
+                raise ConfigError(
+                    f"[{where}] has an unknown key: {key}",
+                    f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}",
+                )
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**lists)
 
@@ -81,20 +86,31 @@ def is_remote(address: str | Path) -> bool:
 
 def _check_type(item: "dataclasses.Field[Any]", value: object) -> None:
     expected = type(item.default)
-    fits = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        fits = True
-    if not fits:
+    items = [(expected, value)]
+    if isinstance(item.default, tuple) and isinstance(value, tuple):
+        of = type(item.default[0]) if item.default else int  # n_segments alone has no default
+        items = [(of, one) for one in value]
+    if not all(_fits(one, kind) for kind, one in items):
         raise ConfigError(
             f"{item.name} must be of type {expected.__name__}, got {value!r}",
             f"{item.name}: {item.metadata['help']}",
         )
 
 
+def _fits(value: object, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
 def _check_range(item: "dataclasses.Field[Any]", value: Any) -> None:
     choices = item.metadata["choices"]
     if choices and value not in choices:
-        raise ConfigError(f"{item.name} does not know {value!r}", nearest(str(value), choices))
+        near = difflib.get_close_matches(str(value), choices, 1)
+        raise ConfigError(
+            f"{item.name} does not know {value!r}",
+            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(choices)}",
+        )
     low, high, open_low, open_high = item.metadata["range"]
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, str | bool):
@@ -354,12 +370,8 @@ class TrainConfig(StageConfig):
     )  # fmt: skip
     workers: int = setting(0, "processes that load images; 0: this one", low=0, panel="Data")
     amp: str = setting(
-        "auto", "autocast: bf16 where the device computes in it, else fp16 on a GPU, off on a CPU",
-        choices=("auto", "bf16", "fp16", "off"), panel="Compute",
-    )  # fmt: skip
-    compile: str = setting(
-        "off", "torch.compile of forward and backward; graphs: with CUDA graphs",
-        choices=("off", "on", "graphs"), panel="Compute",
+        "auto", "autocast: bf16 where the device computes in it, off elsewhere",
+        choices=("auto", "bf16", "off"), panel="Compute",
     )  # fmt: skip
 
     @classmethod

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 from torch import Tensor, nn
 
-from dop_fast import __version__, disk
+from dop_fast import __version__, disk, seals
 from dop_fast.errors import ConfigError, ModelError, StoreError
 from dop_fast.kernels import bits, select
 from dop_fast.seeding import derive
@@ -170,23 +170,18 @@ def apply_(model: nn.Module, mask_set: MaskSet) -> None:
 
     Raises `ModelError`, and changes nothing, where the layers are not those of the mask.
     """
-    check_fit(model, mask_set)
     weights = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, mask in mask_set.masks.items():
-            # not a product: that leaves -0.0, and keeps NaN
-            weights[name].masked_fill_(~mask.to(weights[name].device), 0)
-
-
-def check_fit(model: nn.Module, mask_set: MaskSet) -> None:
-    """Raise `ModelError` where the layers of `model` are not those of the mask."""
-    wrong = _misfits(model, dict(model.named_parameters()), mask_set.masks)
+    wrong = _misfits(model, weights, mask_set.masks)
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ModelError(
             f"the mask is not one of this model: {'; '.join(wrong[:5])}{more}",
             "use the model that the mask was made for",
         )
+    with torch.no_grad():
+        for name, mask in mask_set.masks.items():
+            # not a product: that leaves -0.0, and keeps NaN
+            weights[name].masked_fill_(~mask.to(weights[name].device), 0)
 
 
 def _misfits(
@@ -221,9 +216,13 @@ def save(path: Path, mask_set: MaskSet) -> None:
         "dopfast": __version__,
         "layers": json.dumps(layers),
         "about": json.dumps(mask_set.about),
+        **seals.EMPTY,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write(path, _in_order(serialise(packed, metadata)))
+    content = _in_order(serialise(packed, metadata))
+    with disk.replacing(path, len(content)) as partial:
+        partial.write_bytes(content)
+        seals.stamp(partial)
 
 
 def _in_order(content: bytes) -> bytes:
@@ -248,7 +247,10 @@ def load(path: Path) -> MaskSet:
                     f"this dopfast reads {SCHEMA} version {VERSION}",
                     "make it again: dopfast prune --force",
                 )
-            return _read(file, metadata)
+            mask_set = _read(file, metadata)
+        if seals.broken(path):
+            raise _DamageError("its checksum is wrong")
+        return mask_set
     except (SafetensorError, _DamageError) as error:
         raise StoreError(
             f"{path} is damaged: {error}", "make it again: dopfast prune --force"

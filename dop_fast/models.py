@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from dop_fast import disk
+from dop_fast import disk, seals
 from dop_fast.cifar import NETWORKS
 from dop_fast.config import TeacherConfig
 from dop_fast.errors import ModelError
@@ -184,7 +184,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         for name, tensor in tensors.items()
     }
     with disk.replacing(path, sum(tensor.nbytes for tensor in plain.values())) as partial_path:
-        save_file(plain, partial_path, dict(metadata))
+        save_file(plain, partial_path, {**metadata, **seals.EMPTY})
+        seals.stamp(partial_path)
 
 
 @contextmanager
@@ -215,7 +216,7 @@ def _imported(name: str, root: Path) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ModelError(
             f"cannot import {module_name}: {error}", f"looked in {', '.join(folders)} too"
         ) from error
@@ -296,6 +297,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict without running code from the file."""
     _existing(str(path))
     if path.suffix == ".safetensors":
+        if seals.broken(path):
+            raise _damaged(path, ValueError("its checksum is wrong"))
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
@@ -342,6 +345,11 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], lead: str) -> None:
     if found:
         raise ModelError(
             f"{lead}: {'; '.join(found)}", "check the architecture and the number of classes"
+        )
+    wild = [n for n in expected if n in state and not bool(state[n].isfinite().all())]
+    if wild:
+        raise ModelError(
+            f"{lead}: NaN or infinite: {_first(wild)}", "train it again, with a lower --lr"
         )
     model.load_state_dict(state, strict=False)
 

@@ -16,12 +16,21 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.api.asynchronous import open_array
+from zarr.core.array_spec import ArrayConfigParams
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from dop_fast.config import is_remote
 from dop_fast.errors import StoreError
 from dop_fast.types import Array
+
+WHOLE: ArrayConfigParams = {"write_empty_chunks": True}
+"""How arrays are written, so that a file that is missing is damage and not zeros."""
+# what Zarr, its codecs and NumPy raise for files that are damaged or missing
+DAMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError,
+    MemoryError, FileNotFoundError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,17 @@ class Place:
 
         async def one(name: str) -> Array:
             array = await open_array(store=self.store, path=f"{self.name}/{name}", mode="r")
+            await _refuse_gaps(self.store, array)
             return np.asarray(await array.getitem(...))
 
         async def every() -> list[Array]:
             return await asyncio.gather(*map(one, names))
 
         return dict(zip(names, sync(every()), strict=True))
+
+    def refuse_gaps(self, array: "zarr.Array[Any]") -> None:
+        """Raise ValueError where the array lacks a file, which Zarr would read as zeros."""
+        sync(_refuse_gaps(self.store, array))
 
     def attributes(self) -> dict[str, Any]:
         """Return the group's attributes; none where there is no group. ValueError: damaged."""
@@ -109,3 +123,11 @@ class Place:
         if self.folder and begun.folder:
             self.remove()
             begun.folder.rename(self.folder)
+
+
+async def _refuse_gaps(store: Store, array: Any) -> None:
+    size = array.shards or array.chunks
+    for at in np.ndindex(*(-(-n // m) for n, m in zip(array.shape, size, strict=True))):
+        key = f"{array.path}/{array.metadata.encode_chunk_key(at)}"
+        if not await store.exists(key):
+            raise ValueError(f"{key} is missing")

@@ -107,6 +107,13 @@ def read(folder: Path) -> Run:
             f"{path} is not {SCHEMA} version {VERSION}, the one that this dopfast reads",
             "give another --name, or delete the folder",
         )
+    try:
+        return _run(folder, content)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is damaged: it lacks {error}", "delete the folder") from error
+
+
+def _run(folder: Path, content: Mapping[str, Any]) -> Run:
     settings = content["settings"]
     about = About(
         content["kind"],
@@ -144,7 +151,12 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is damaged: {error}", "delete it, and run the same training again"
+        ) from error
 
 
 def write_metrics(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -18,13 +18,19 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torchvision
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dop_fast.errors import DataError
 from dop_fast.seeding import stream
 
 HELD_OUT = ("val", "valid", "validation", "test")
+# the readers of other kinds are little used, and that of EPS runs a program on the file
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST = 1 << 30
+"""Bytes that a file of an image may have: the most pixels in 16 bits and four channels fit."""
+MOST_PIXELS = 89_478_485
+"""Pixels that an image may say it has, and what PIL warns of."""
 Rows = NDArray[np.int64]
 
 
@@ -133,7 +139,9 @@ class _Folder:
     names: tuple[str, ...]
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(BytesIO((self.root / self.names[index]).read_bytes()))
+        path = self.root / self.names[index]
+        _refuse_large(path.stat().st_size)
+        return _opened(path.read_bytes())
 
     def select(self, rows: Rows) -> "_Folder":
         return _Folder(self.root, tuple(self.names[row] for row in rows))
@@ -144,25 +152,27 @@ class _Zip:
     """Members of a zip by their place in it; every read opens the file anew.
 
     So threads, forked workers and pickles share no handle, and none of them reads the directory
-    again, which takes seconds for a million images. `members` int64[n 4]: offset of the local
-    header, bytes stored, method, checksum.
+    again, which takes seconds for a million images. `members` int64[n 5]: offset of the local
+    header, bytes stored, bytes unpacked, method, checksum.
     """
 
     path: Path
     members: Rows
 
     def open(self, index: int) -> Image.Image:
-        offset, stored, method, checksum = map(int, self.members[index])
+        offset, stored, size, method, checksum = map(int, self.members[index])
+        _refuse_large(max(stored, size))
         with self.path.open("rb") as file:
             file.seek(offset)
             signature, name, extra = struct.unpack("<4s22xHH", file.read(30))
             file.seek(name + extra, os.SEEK_CUR)
             content = file.read(stored)
         if method == zipfile.ZIP_DEFLATED:
-            content = zlib.decompress(content, -zlib.MAX_WBITS)
+            # no more than it says: a few bytes can unpack to any number of them
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, max(size, 1))
         if signature != b"PK\x03\x04" or zlib.crc32(content) != checksum:
             raise ValueError(f"its bytes in {self.path} are damaged")
-        return Image.open(BytesIO(content))
+        return _opened(content)
 
     def select(self, rows: Rows) -> "_Zip":
         return _Zip(self.path, self.members[rows])
@@ -237,6 +247,8 @@ def _folder_tree(root: Path) -> _Tree:
             for entry in entries:
                 if not _is_content(entry.name):
                     continue
+                if entry.is_symlink() and not Path(entry.path).exists():
+                    continue  # a link to nowhere, or to itself
                 if entry.is_dir():
                     inside = Path(entry.path).resolve()
                     if inside not in above:  # a link to a folder above it would never end
@@ -279,8 +291,10 @@ def _zip_tree(path: Path) -> _Tree:
 
     def source(names: tuple[str, ...]) -> Source:
         infos = [members[name] for name in names]
-        columns = [(i.header_offset, i.compress_size, i.compress_type, i.CRC) for i in infos]
-        return _Zip(path.resolve(), np.array(columns, dtype=np.int64).reshape(-1, 4))
+        columns = [
+            (i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC) for i in infos
+        ]
+        return _Zip(path.resolve(), np.array(columns, dtype=np.int64).reshape(-1, 5))
 
     return _Tree(path, files, frozenset(folders), source)
 
@@ -294,6 +308,25 @@ def _check_member(path: Path, name: str, info: zipfile.ZipInfo) -> None:
             f"{path} holds {name} encrypted or in a rare compression",
             "zip the folder again, without a password, stored or deflated",
         )
+
+
+def _refuse_large(size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"it has {size:,} bytes, more than the {LARGEST:,} that are read")
+
+
+def _opened(content: bytes) -> Image.Image:
+    """Open a file, not decoded; ValueError where its header says too many pixels."""
+    try:
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"it says {image.width} x {image.height} pixels, more than the {MOST_PIXELS:,} that "
+            "are decoded"
+        )
+    return image
 
 
 def _is_content(name: str) -> bool:

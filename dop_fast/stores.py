@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dop_fast import __version__, shards
+from dop_fast import __version__, places, shards
 from dop_fast.errors import StoreError
 from dop_fast.places import Place
 from dop_fast.types import Array, ClassConcepts, Concept, Patches, Segments
@@ -100,7 +101,9 @@ class PatchWriter:
         for column, values in columns.items():
             whole = tuple(max(1, length) for length in values.shape)
             data = np.ascontiguousarray(values)
-            group.create_array(column, data=data, chunks=whole, compressors=CODEC)
+            group.create_array(
+                column, data=data, chunks=whole, compressors=CODEC, config=places.WHOLE
+            )
         group.attrs["finished"] = True
 
     def finish(self) -> "PatchStore":
@@ -126,10 +129,8 @@ class PatchStore:
             )
         if not attributes.get("finished"):
             raise StoreError(f"{address} is unfinished", AGAIN)
-        made = attributes["header"]
-        self.header = Header(
-            **{**made, "classes": tuple(made["classes"]), "canvas": tuple(made["canvas"])}
-        )
+        with _reading(self._place, AGAIN):
+            self.header = _header(attributes["header"])
 
     def concepts(self, class_id: int) -> ClassConcepts:
         """Return one class's segments and concepts."""
@@ -188,18 +189,25 @@ class PatchStore:
     def _stitched(self) -> Place:
         return self._place / "stitched"
 
+    @cached_property
+    def _all_stitched(self) -> None:
+        """Raise ValueError, once, where the stitched patches lack a file: Zarr reads zeros then."""
+        for _, values in self._stitched.group().arrays():
+            self._stitched.refuse_gaps(values)
+
     def stitched(self, index: Array | None = None) -> Patches:
         """Return the stitched patches at `index` int[k], or all of them."""
         if self.stitching is None:
             raise StoreError(
                 f"{self.path} has no stitched patches", "run: dopfast stitch --sigma 0.75"
             )
-        with _reading(self._stitched, STITCH_AGAIN):
-            pick = {key: _take(values, index) for key, values in self._stitched.group().arrays()}
         height, width = self.header.canvas
-        valid = np.unpackbits(pick["valid"], axis=1, count=height * width)
-        pick["valid"] = valid.reshape(-1, height, width).view(np.bool_)
-        return Patches(**pick)
+        with _reading(self._stitched, STITCH_AGAIN):
+            _ = self._all_stitched
+            pick = {key: _take(values, index) for key, values in self._stitched.group().arrays()}
+            valid = np.unpackbits(pick["valid"], axis=1, count=height * width)
+            pick["valid"] = valid.reshape(-1, height, width).view(np.bool_)
+            return Patches(**pick)
 
     def coverage(self) -> NDArray[np.float64]:
         """Return every stitched patch's share of valid pixels r, Eq. 6, reading no pixels."""
@@ -244,7 +252,7 @@ class PatchStore:
         for name in ("label", "reached", "visible"):
             values = getattr(joined, name)
             if values is not None:
-                group.create_array(name, data=values, compressors=CODEC)
+                group.create_array(name, data=values, compressors=CODEC, config=places.WHOLE)
         group.attrs.update(about)
         self._stitched.finish(begun)
 
@@ -285,7 +293,7 @@ def _reading(place: Place, hint: str) -> Iterator[None]:
     """Turn what damage makes Zarr raise into StoreError."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except places.DAMAGE as error:
         raise StoreError(f"{place} is damaged: {error}", hint) from error
 
 
@@ -360,7 +368,7 @@ def _stitched_arrays(
     height, width = canvas
     rows, packed = min(-(-total // CHUNK) * CHUNK, SHARD), -(-height * width // 8)
     # without `write_empty_chunks` each chunk is compared with zeros, which takes twice as long
-    how: dict[str, Any] = {"compressors": shards.CODEC, "config": {"write_empty_chunks": True}}
+    how: dict[str, Any] = {"compressors": shards.CODEC, "config": places.WHOLE}
     return {
         "pixels": group.create_array(
             "pixels", shape=(total, height, width, 3), dtype=np.uint8,
@@ -375,6 +383,13 @@ def _stitched_arrays(
 def _attributes(header: Header) -> dict[str, Any]:
     made = {**vars(header), "classes": list(header.classes), "canvas": list(header.canvas)}
     return {"schema": SCHEMA, "version": VERSION, "dopfast": __version__, "header": made}
+
+
+def _header(made: dict[str, Any]) -> Header:
+    """Return what `_attributes` made of it; raises TypeError or ValueError for anything else."""
+    height, width = made["canvas"]
+    classes = tuple(map(str, made["classes"]))
+    return Header(**{**made, "classes": classes, "canvas": (int(height), int(width))})
 
 
 def _read_attributes(place: Place) -> dict[str, Any]:

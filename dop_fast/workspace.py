@@ -65,6 +65,14 @@ class Workspace:
         """The folder of runs: one folder for each training."""
         return self.root / "runs"
 
+    def mask(self, name: str) -> Path:
+        """Return the file of a mask; ConfigError for what is no name."""
+        return _named(self.masks, name, ".safetensors")
+
+    def run(self, name: str) -> Path:
+        """Return the folder of a run; ConfigError for what is no name."""
+        return _named(self.runs, name)
+
     @property
     def sanity(self) -> Path:
         """The folder of what `sanity` measured: a file for each sparsity and seed."""
@@ -85,6 +93,23 @@ class Workspace:
         return self.root / Path(path).expanduser()
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says; ConfigError where it is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from error
+
+
+def _named(folder: Path, name: str, ending: str = "") -> Path:
+    """Return a file or folder of that name; ConfigError where it would lie elsewhere."""
+    if name == ".." or Path(name).name != name:
+        raise ConfigError(
+            f"{name!r} is no name: it may not lead to another folder", "give one without slashes"
+        )
+    return folder / f"{name}{ending}"
+
+
 def load(root: Path) -> Workspace:
     """Read the workspace at `root`; ConfigError where there is none or it has a wrong key."""
     path = root / TOML
@@ -93,10 +118,7 @@ def load(root: Path) -> Workspace:
             f"{root} is not a dopfast workspace: it has no {TOML}",
             "make one: dopfast init --data DIR, or name one: dopfast -w DIR ...",
         )
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from error
+    content = read_toml(path)
     seed = content.pop("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"seed must be a whole number, got {seed!r}", f"mend it in {path}")

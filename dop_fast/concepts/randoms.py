@@ -11,7 +11,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dop_fast import __version__
-from dop_fast.places import Place
+from dop_fast.places import DAMAGE, WHOLE, Place
 
 Pool: TypeAlias = tuple[Tensor, NDArray[np.int64]]
 """Rows [n d], float32 or bfloat16, and the classes int64[n] that they come from."""
@@ -42,7 +42,7 @@ def _read(place: Place, about: dict[str, Any]) -> Pool | None:
         if place.attributes() != {**about, "finished": True}:
             return None
         columns = place.read(("rows", "labels"))
-    except (ValueError, KeyError, TypeError, RuntimeError):
+    except DAMAGE:
         return None
     rows = torch.from_numpy(columns["rows"])
     return rows.view(torch.bfloat16) if rows.dtype == torch.uint16 else rows, columns["labels"]
@@ -55,6 +55,6 @@ def _write(place: Place, about: dict[str, Any], pool: Pool) -> None:
     begun.remove()
     group = begun.group("a", about)
     chunks = (min(ROWS, len(bits)), bits.shape[1])
-    group.create_array("rows", data=bits, chunks=chunks, compressors=CODEC)
-    group.create_array("labels", data=pool[1], compressors=CODEC)
+    group.create_array("rows", data=bits, chunks=chunks, compressors=CODEC, config=WHOLE)
+    group.create_array("labels", data=pool[1], compressors=CODEC, config=WHOLE)
     place.finish(begun)

@@ -1,7 +1,6 @@
 """The sweep file: what is compared with what, checked before anything is computed."""
 
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from dop_fast import criteria
 from dop_fast.config import PruneConfig, StitchConfig, TrainConfig
 from dop_fast.errors import ConfigError
 from dop_fast.sweep.anchors import of_set
+from dop_fast.workspace import read_toml
 
 READY = Path(__file__).with_name("ready")
 """Folder of the files that come with dopfast."""
@@ -88,11 +88,7 @@ def load(path: Path, first_seed: int = 0) -> Sweep:
 
     `seeds = 3` are three seeds from `first_seed` on, a list is taken as it is.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line") from error
-    return parse(content, path.stem, first_seed)
+    return parse(read_toml(path), path.stem, first_seed)
 
 
 def parse(content: Mapping[str, Any], name: str, first_seed: int = 0) -> Sweep:

@@ -14,10 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dop_fast import models, runs
+from dop_fast import models, runs, seals
 from dop_fast.errors import StoreError
-from dop_fast.masks import MaskSet
-from dop_fast.training.masking import check
+from dop_fast.training.masking import HeldMask
 
 SCHEMA, VERSION = "dopfast.checkpoint", "1"
 
@@ -41,12 +40,12 @@ class Checkpoint:
         self,
         model: nn.Module,
         optimizer: torch.optim.SGD,
-        mask_set: MaskSet | None,
+        held: HeldMask,
         epochs: list[dict[str, Any]],
     ) -> None:
         """Store the state after the last of `epochs`."""
         momentum = _momentum(model, optimizer)
-        check(mask_set, model.state_dict(), momentum)
+        held.check(momentum)
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"momentum.{name}": value for name, value in momentum.items()}
         metadata = {
@@ -64,6 +63,8 @@ class Checkpoint:
         """
         if not self.path.is_file():
             return []
+        if seals.broken(self.path):
+            raise StoreError(f"{self.path} is damaged: its checksum is wrong", runs.START_OVER)
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
