@@ -30,7 +30,7 @@ def forward(probe: Probe, batch: Tensor, config: ExtractConfig, seconds: Seconds
     parts = batch.split(at_once(config, batch.shape[2], probe.device))
 
     def plain() -> None:
-        with torch.inference_mode(), autocast(probe.device, config.amp):
+        with torch.inference_mode(), autocast(probe.device, probe.dtype):
             probe._model(batch)
 
     ours = seconds(lambda: list(probe.activations(parts)), 3) / len(batch)

@@ -148,6 +148,39 @@ def _open_workspace(ctx: click.Context, param: click.Parameter, value: Path) -> 
     return workspace
 
 
+def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Parameter]:
+    """Return the options that commands have in common."""
+    stream = "number that every random stream follows from"
+    if workspace:
+        options = [
+            Option(
+                ["-w", "--workspace"], type=click.Path(path_type=Path), default=".",
+                envvar="DOPFAST_WORKSPACE", show_default=True, is_eager=True,
+                callback=_open_workspace, help="folder with dopfast.toml", panel="Workspace",
+            ),
+            Option(["--seed"], type=click.INT, default=None, panel="Reproducibility",
+                   help=f"{stream}  [default: the workspace's]"),
+        ]  # fmt: skip
+    else:
+        options = [
+            Option(["--seed"], type=click.INT, default=0, show_default=True,
+                   panel="Reproducibility", help=stream)
+        ]  # fmt: skip
+    if compute:
+        options.append(
+            Option(["--device"], default="auto", show_default=True, panel="Compute",
+                   help="cpu, cuda, cuda:1; auto: the GPU if there is one")
+        )  # fmt: skip
+    shown = "what would be done" if preview else "every value and its source"
+    return [
+        *options,
+        Option(["--force"], is_flag=True, help="replace what is there", panel="Output"),
+        Option(["--dry-run"], is_flag=True, help=f"show {shown}, then stop", panel="Output"),
+        Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
+        Option(["-q", "--quiet"], is_flag=True, help="print results only", panel="Output"),
+    ]
+
+
 def command(
     example: str, *, workspace: bool = True, compute: bool = True, preview: bool = False
 ) -> Callable[[Body], Command]:
@@ -155,44 +188,7 @@ def command(
 
     With `preview` the body itself takes `dry_run`, and shows what it would do.
     """
-    options: list[click.Parameter] = []
-    if workspace:
-        options += [
-            Option(
-                ["-w", "--workspace"], type=click.Path(path_type=Path), default=".",
-                envvar="DOPFAST_WORKSPACE", show_default=True, is_eager=True,
-                callback=_open_workspace, help="folder with dopfast.toml", panel="Workspace",
-            ),
-            Option(
-                ["--seed"], type=click.INT, default=None, panel="Reproducibility",
-                help="number that every random stream follows from  [default: the workspace's]",
-            ),
-        ]  # fmt: skip
-    else:
-        options.append(
-            Option(
-                ["--seed"], type=click.INT, default=0, show_default=True,
-                panel="Reproducibility", help="number that every random stream follows from",
-            )
-        )  # fmt: skip
-    if compute:
-        options.append(
-            Option(
-                ["--device"],
-                default="auto",
-                show_default=True,
-                panel="Compute",
-                help="cpu, cuda, cuda:1; auto: the GPU if there is one",
-            )
-        )
-    options += [
-        Option(["--force"], is_flag=True, help="replace what is there", panel="Output"),
-        Option(["--dry-run"], is_flag=True, panel="Output",
-               help="show what would be done, then stop" if preview
-               else "show every value and its source, then stop"),
-        Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
-        Option(["-q", "--quiet"], is_flag=True, help="print results only", panel="Output"),
-    ]  # fmt: skip
+    options = _common(workspace=workspace, compute=compute, preview=preview)
 
     def decorate(body: Body) -> Command:
         def run(**values: Any) -> None:

@@ -5,7 +5,6 @@ these classes. A value out of range raises `ConfigError` wherever it came from.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from dop_fast import recipes
-from dop_fast.errors import ConfigError
+from dop_fast.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -58,11 +57,7 @@ class StageConfig:
         known = [item.name for item in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                raise ConfigError(
-                    f"[{where}] has an unknown key: {key}",
-                    f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}",
-                )
+                raise ConfigError(f"[{where}] has an unknown key: {key}", nearest(key, known))
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**lists)
 
@@ -106,11 +101,7 @@ def _fits(value: object, kind: type) -> bool:
 def _check_range(item: "dataclasses.Field[Any]", value: Any) -> None:
     choices = item.metadata["choices"]
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        raise ConfigError(
-            f"{item.name} does not know {value!r}",
-            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(choices)}",
-        )
+        raise ConfigError(f"{item.name} does not know {value!r}", nearest(str(value), choices))
     low, high, open_low, open_high = item.metadata["range"]
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, str | bool):
@@ -370,8 +361,12 @@ class TrainConfig(StageConfig):
     )  # fmt: skip
     workers: int = setting(0, "processes that load images; 0: this one", low=0, panel="Data")
     amp: str = setting(
-        "auto", "autocast: bf16 where the device computes in it, off elsewhere",
-        choices=("auto", "bf16", "off"), panel="Compute",
+        "auto", "autocast: bf16 where the device computes in it, else fp16 on a GPU, off on a CPU",
+        choices=("auto", "bf16", "fp16", "off"), panel="Compute",
+    )  # fmt: skip
+    compile: str = setting(
+        "off", "torch.compile of forward and backward; graphs: with CUDA graphs",
+        choices=("off", "on", "graphs"), panel="Compute",
     )  # fmt: skip
 
     @classmethod

@@ -1,5 +1,8 @@
 """Errors a user can act on: what went wrong, and what to do next."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class DopFastError(Exception):
     """A known failure: `message` says what, `hint` what to run or change next."""
@@ -24,3 +27,12 @@ class ModelError(DopFastError):
 
 class StoreError(DopFastError):
     """A store, mask or run is missing, unfinished, foreign or already there."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the known word that is most like this one, else at all, if there is any."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, 1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"one of: {', '.join(names)}" if names else ""

@@ -170,18 +170,23 @@ def apply_(model: nn.Module, mask_set: MaskSet) -> None:
 
     Raises `ModelError`, and changes nothing, where the layers are not those of the mask.
     """
+    check_fit(model, mask_set)
     weights = dict(model.named_parameters())
-    wrong = _misfits(model, weights, mask_set.masks)
+    with torch.no_grad():
+        for name, mask in mask_set.masks.items():
+            # not a product: that leaves -0.0, and keeps NaN
+            weights[name].masked_fill_(~mask.to(weights[name].device), 0)
+
+
+def check_fit(model: nn.Module, mask_set: MaskSet) -> None:
+    """Raise `ModelError` where the layers of `model` are not those of the mask."""
+    wrong = _misfits(model, dict(model.named_parameters()), mask_set.masks)
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ModelError(
             f"the mask is not one of this model: {'; '.join(wrong[:5])}{more}",
             "use the model that the mask was made for",
         )
-    with torch.no_grad():
-        for name, mask in mask_set.masks.items():
-            # not a product: that leaves -0.0, and keeps NaN
-            weights[name].masked_fill_(~mask.to(weights[name].device), 0)
 
 
 def _misfits(

@@ -1,4 +1,4 @@
-"""Mixed precision: where bfloat16 pays."""
+"""Mixed precision: where a short type pays."""
 
 import torch
 
@@ -15,10 +15,19 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def in_bf16(device: torch.device, amp: str) -> bool:
-    """Return whether forwards run in bfloat16; `amp` as in `TrainConfig`."""
+    """Return whether an extraction's forwards run in bfloat16; `amp` as in `ExtractConfig`."""
     return amp == "bf16" or (amp == "auto" and computes_in_bf16(device))
 
 
-def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Return the context to run forwards in."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(device, amp))
+def training_type(device: torch.device, amp: str) -> torch.dtype:
+    """Return what a training's forwards and backwards run in; `amp` as in `TrainConfig`."""
+    if amp == "auto":
+        older = "fp16" if device.type == "cuda" else "off"
+        amp = "bf16" if computes_in_bf16(device) else older
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context to run forwards in; of float32, one that changes nothing."""
+    short = dtype != torch.float32
+    return torch.autocast(device.type, dtype if short else torch.bfloat16, enabled=short)

@@ -61,10 +61,13 @@ class Plan:
 def rounds_of(criterion: Criterion, asked: int = 0) -> int:
     """Return how many rounds a criterion takes; `asked` 0: its own number.
 
-    One that does not look at the mask gives the same in any number of rounds, and takes one.
+    ConfigError for several of one that does not look at the mask, and gives the same in each.
     """
-    if "mask" not in inspect.signature(criterion.score).parameters:
-        return 1
+    if asked > 1 and "mask" not in inspect.signature(criterion.score).parameters:
+        raise ConfigError(
+            "the criterion does not look at what earlier rounds left, so it has one round",
+            "leave --rounds out, or take one that does, such as iter-snip",
+        )
     return asked or getattr(criterion, "ROUNDS", 1)
 
 

@@ -65,7 +65,8 @@ def _scale(model: nn.Module) -> list[Any]:
     if not ends:
         kinds = ", ".join(f"{kind.__module__}.{kind.__name__}" for kind in _LAST)
         raise ModelError(
-            "the network has no residual blocks to scale", f"use a ResNet, made of {kinds}"
+            "the network has no residual branches for SBP-SR to scale",
+            f"use a ResNet, made of {kinds}, or another criterion",
         )
     divide = _Divide(math.sqrt(len(ends)))
     return [end.register_forward_hook(divide) for end in ends if not _is_scaled(end)]

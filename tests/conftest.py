@@ -15,10 +15,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TINT = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
 
+torch.set_num_threads(1)  # now: fixtures of a module come before any of a function
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread; fail where that changes, as bits do with the number of them."""
-    torch.set_num_threads(1)
+    """Fail where PyTorch's number of threads changes: bits do with it."""
     yield
     assert torch.get_num_threads() == 1
 

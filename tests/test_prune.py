@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dop_fast import criteria, masks, pipeline
+from dop_fast import criteria, masks, pipeline, sanity, sweep
 from dop_fast.cli.main import dopfast
-from dop_fast.config import PruneConfig
-from dop_fast.errors import ConfigError, StoreError
+from dop_fast.config import ModelConfig, PruneConfig, SanityConfig
+from dop_fast.errors import ConfigError, ModelError, StoreError
+from dop_fast.patches import material
+from dop_fast.sweep import definition
 from dop_fast.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -125,6 +128,54 @@ def test_a_published_count_needs_published_code(space: Workspace) -> None:
 def test_a_criterion_without_published_code_says_so_before_it_reads_data(space: Workspace) -> None:
     with pytest.raises(ConfigError, match="magnitude has no variant 'published'"):
         pipeline.prune(space, PruneConfig(criterion="magnitude", variant="published"), 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"criterion": "random", "rounds": 3}, "one round"),
+        ({"criterion": "smart-ratio", "sparsity": 0.9999}, "SmartRatio keeps 30%"),
+        ({"criterion": "grasp", "like": "mine"}, "grasp takes no densities"),
+        ({"criterion": "same-densities"}, "needs a mask to be like"),
+    ],
+)
+def test_what_a_criterion_cannot_do_is_refused_before_data_are_read(
+    space: Workspace, asked: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(material, "gather", None)
+    with pytest.raises(ConfigError, match=message):
+        pipeline.prune(space, PruneConfig(**asked), 0, CPU)
+
+
+def test_a_network_without_branches_is_refused_for_sbp_sr_by_all_before_they_begin(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(material, "gather", None)
+    flat = replace(space, model=ModelConfig("vgg19_cifar"))
+    grid = {"criteria": ["snip", "sbp-sr"], "sparsities": [0.9], "materials": ["images"]}
+    book = sweep.Book(definition.parse(grid, "mine"), flat)
+    for begin in (
+        lambda: pipeline.prune(flat, PruneConfig(criterion="sbp-sr"), 0, CPU),
+        lambda: next(sweep.run(book, CPU)),
+        lambda: sanity.open_study(flat, SanityConfig(criterion=("snip", "sbp-sr")), 0, CPU),
+    ):
+        with pytest.raises(ModelError, match="no residual branches for SBP-SR") as refused:
+            begin()
+        assert "another criterion" in refused.value.hint
+
+
+def test_a_mask_to_be_like_must_be_there_and_of_this_network(space: Workspace) -> None:
+    path, kept, _ = pipeline.prune(space, PruneConfig(criterion="random", sparsity=0.8), 0, CPU)
+    config = PruneConfig(criterion="same-densities", like=path.stem)
+    drawn, same, _ = pipeline.prune(space, config, 1, CPU)
+    assert drawn.stem == f"same-densities-{path.stem}-s1"
+    assert [row.kept for row in same.layers()] == [row.kept for row in kept.layers()]
+    with pytest.raises(StoreError, match="no mask random") as refused:
+        pipeline.prune(space, replace(config, like="random-0.8-s1"), 0, CPU)
+    assert refused.value.hint == "did you mean 'random-0.8-s0'?"
+    deeper = replace(space, model=ModelConfig("resnet32"))
+    with pytest.raises(ModelError, match="not one of this model"):
+        pipeline.prune(deeper, config, 0, CPU)
 
 
 def test_another_number_of_rounds_under_the_same_name_is_refused(space: Workspace) -> None:

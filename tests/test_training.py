@@ -14,7 +14,7 @@ from dop_fast import precision, runs, seeding, training
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError, StoreError
 from dop_fast.masks import MaskSet
-from dop_fast.training import Epoch, TrainData, loop, step
+from dop_fast.training import Epoch, TrainData, loop, masking, step
 
 CPU = torch.device("cpu")
 ABOUT = {"model": "tiny"}
@@ -74,17 +74,17 @@ def assert_same_state(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-class WatchedSGD(torch.optim.SGD):
+class WatchedSGD(masking.MaskedSGD):
     """Looks at the removed weights after every step."""
 
     after: Callable[["WatchedSGD"], None]
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         super().step(closure)
         self.after()  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_removed_weights_and_their_momentum_stay_zero_after_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str
 ) -> None:
@@ -105,7 +105,7 @@ def test_removed_weights_and_their_momentum_stay_zero_after_every_step(
             assert momentum[keep].any()
 
     monkeypatch.setattr(WatchedSGD, "after", look, raising=False)
-    monkeypatch.setattr(torch.optim, "SGD", WatchedSGD)
+    monkeypatch.setattr(step, "MaskedSGD", WatchedSGD)
     for _ in fit(tmp_path, model, replace(CONFIG, amp=amp), mask):
         pass
     assert steps == 4 * 5
@@ -115,13 +115,19 @@ def test_removed_weights_and_their_momentum_stay_zero_after_every_step(
         assert (value[keep] != 0).all()
 
 
-def test_a_mask_that_slips_is_not_stored(tmp_path: Path) -> None:
+def test_a_mask_that_slips_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
+    monkeypatch.setattr(step, "MaskedSGD", WatchedSGD)
+    monkeypatch.setattr(WatchedSGD, "after", lambda optimizer: None, raising=False)
     epochs = fit(tmp_path, model, masks=half_mask(model))
     next(epochs)
     stored = (tmp_path / runs.CHECKPOINT).read_bytes()
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def slip(optimizer: torch.optim.SGD) -> None:
         model[3].weight += 1  # type: ignore[operator]
+
+    monkeypatch.setattr(WatchedSGD, "after", slip)
     with pytest.raises(AssertionError, match=r"3\.weight"):
         next(epochs)
     assert (tmp_path / runs.CHECKPOINT).read_bytes() == stored
@@ -363,8 +369,14 @@ def test_bf16_is_not_imitated_unless_asked_for(monkeypatch: pytest.MonkeyPatch) 
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
         for amp, expected in (("auto", able), ("off", False), ("bf16", True)):
-            with precision.autocast(CPU, amp):
+            with precision.autocast(CPU, precision.training_type(CPU, amp)):
                 assert torch.is_autocast_enabled("cpu") == expected
+
+
+def test_a_gpu_without_bf16_trains_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, able=able, **__: able)
+        assert precision.training_type(torch.device("cuda"), "auto") == expected
 
 
 @pytest.mark.gpu

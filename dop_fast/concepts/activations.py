@@ -61,7 +61,7 @@ class Probe:
         """
         with self._hooked(keep_gradient=False) as seen:
             for batch in batches:
-                with autocast(self.device, self.amp):
+                with autocast(self.device, self.dtype):
                     if self._halves:
                         seen.append(self._checked(self._halves[0](batch)))
                     else:

@@ -6,6 +6,8 @@ with an underscore are not criteria. What else a module may have:
     ROUNDS    its own number of rounds of scoring and removing, 1 without it
     REVIVES   whether weights that a round removed may come back, false without it
     VARIANTS  ("clean", "published") where it follows its published code too on request
+    check     (model, sparsity) raises where it cannot score this network, or not for that sparsity
+    prepare   (model) changes a network in place before it is scored and before it is trained
     kept      (scores, density) -> how many of all weights its published code would keep, by its
               rounding and its rule for ties; without it, exactly the rounded share
 
@@ -14,12 +16,11 @@ that need data; `variant`; `mask`, bool by parameter name, the weights that the 
 the network is scored without the others; `image`, channels, height and width of an input.
 """
 
-import difflib
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from dop_fast.errors import ConfigError
+from dop_fast.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,14 +54,16 @@ def load(name: str, variant: str = "clean") -> Criterion:
     """Return the criterion of that name; ConfigError where there is none, or no such variant."""
     known = names()
     if name not in known:
-        raise ConfigError(f"there is no criterion {name!r}", _nearest(name, known))
+        raise ConfigError(f"there is no criterion {name!r}", nearest(name, known))
     criterion = cast(Criterion, import_module(f"{__name__}.{name.replace('-', '_')}"))
     variants = getattr(criterion, "VARIANTS", ("clean",))
     if variant not in variants:
-        raise ConfigError(f"{name} has no variant {variant!r}", _nearest(variant, variants))
+        raise ConfigError(f"{name} has no variant {variant!r}", nearest(variant, variants))
     return criterion
 
 
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(known)}"
+def check(criterion: Criterion, model: "nn.Module", sparsity: float) -> None:
+    """Raise what `criterion.check` does, before anything is computed."""
+    own = getattr(criterion, "check", None)
+    if own is not None:
+        own(model, sparsity)

@@ -32,6 +32,12 @@ def prepare(model: nn.Module) -> nn.Module:
     return scale_branches(model)
 
 
+def check(model: nn.Module, sparsity: float) -> None:
+    """Raise `ModelError` where there is no residual block of a known kind."""
+    with scaled_branches(model):
+        pass
+
+
 def score(
     model: nn.Module,
     batches: Batches,

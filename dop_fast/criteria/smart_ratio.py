@@ -33,13 +33,12 @@ def score(
 ) -> Scores:
     """Return scores by lot; `clean` holds for every sparsity, `published` for the one given.
 
-    Raises `ConfigError` where the linear layers alone would keep more than the sparsity given
-    allows.
+    Raises `ConfigError` as `check`.
     """
     weights = {name: weight.detach() for name, weight in prunable(model).items()}
     drawn = lots(model, seed, "smart-ratio")
     if sparsity is not None:
-        _check(weights, sparsity)
+        check(model, sparsity)
     if variant == "published":
         counts = _published(weights, _claims(model), sparsity)
         # above 0 up to the count, and then ever lower
@@ -71,9 +70,11 @@ def _claims(model: nn.Module) -> dict[str, float]:
     return claims
 
 
-def _check(weights: dict[str, Tensor], sparsity: float) -> None:
-    linear = sum(weight.numel() for weight in weights.values() if _is_linear(weight))
-    total = sum(weight.numel() for weight in weights.values())
+def check(model: nn.Module, sparsity: float) -> None:
+    """Raise `ConfigError` where the linear layers alone would keep more than is left."""
+    weights = prunable(model).values()
+    linear = sum(weight.numel() for weight in weights if _is_linear(weight))
+    total = sum(weight.numel() for weight in weights)
     limit = 1 - LINEAR * linear / total
     if sparsity >= limit:
         raise ConfigError(

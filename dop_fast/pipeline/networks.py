@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from dop_fast import criteria, engine, masks, models, pruning, reach, runs, training
 from dop_fast.config import PruneConfig, TrainConfig, fingerprint
-from dop_fast.errors import ConfigError, StoreError
+from dop_fast.errors import ConfigError, StoreError, nearest
+from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.patches import material
 from dop_fast.pipeline.discovery import open_patches
@@ -21,6 +22,8 @@ from dop_fast.stores import PatchStore
 from dop_fast.types import Batches
 from dop_fast.workspace import Workspace
 
+LIKENED = "same-densities"
+"""The one criterion that takes the densities of another mask."""
 LATER = ("chunk", "notes")
 """What is known of a mask only when it is made."""
 NEEDED = ("criterion", "material", "sparsity", "seed")
@@ -43,63 +46,138 @@ def prune(
 
     Criteria of several rounds go on after the last one that is done.
     """
-    criterion = criteria.load(config.criterion, config.variant)
-    if config.count != "exact" and config.variant != "published":
-        raise ConfigError("only published code has a published count", "add --variant published")
-    train, _ = open_data(workspace)
-    kind = _material(workspace, config) if criterion.NEEDS_DATA else "none"
-    path = workspace.mask(name or _label(config, kind, seed))
-    model = models.build(workspace.model.name, len(train.classes), seed, workspace.root)
-    like = open_mask(workspace, config.like)[1] if config.like else None
-    if like:
-        config = replace(config, sparsity=like.sparsity, definition="prunable")
-    plan = pruning.Plan(
-        pruning.density(model, config.sparsity, config.definition),
-        pruning.rounds_of(criterion, config.rounds),
-        published=config.count == "published",
-        floor=config.min_layer_density,
-        protected=_protected(config, model, _image(workspace)),
-    )
-    about = {
-        "criterion": config.criterion,
-        "material": kind,
-        "settings": config.to_dict(),
-        "sparsity": config.sparsity,
-        "rounds": plan.rounds,
-        "seed": seed,
-        "model": workspace.model.name,
-        "classes": len(train.classes),
-        "init": models.fingerprint(model),
-        "data": train.fingerprint,
-    }
-    needs_store = kind not in ("none", *material.WITHOUT_STORE)
-    store = open_patches(workspace, train) if needs_store else None
-    if criterion.NEEDS_DATA:
-        about["patches"] = _source(store, kind)
+    task = _open_task(workspace, config, seed)
+    path = workspace.mask(name or task.label)
+    plan, about = task.plan, task.about()
     if path.is_file() and not force:
-        return path, _same(path, about), model
-    _prepare(criterion, model.to(device))
-    batches: Batches = ()
-    if criterion.NEEDS_DATA:
-        config = _chunked(workspace, config, model)
-        batches = material.gather(
-            kind, store, train, workspace.data, config, seed=seed, device=device
-        )
-        about["notes"] = list(batches.notes)
-    about["chunk"] = config.batch_size
+        return path, _same(path, about), task.model
+    _prepare(task.criterion, task.model.to(device))
+    batches, made = task.batches(device)
+    about |= made
     knobs = {
         "precision": config.precision,
         "variant": config.variant,
         "image": _image(workspace),
         "sparsity": 1 - plan.density,
-        "like": like and like.masks,
+        "like": task.like and task.like.masks,
     }
-    job = pruning.Job(criterion, model, batches, cross_entropy, seed, knobs)
+    job = pruning.Job(task.criterion, task.model, batches, cross_entropy, seed, knobs)
     rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
     kept = replace(deque(rounds, maxlen=1).pop(), about=about)
     masks.save(path, kept)
     pruning.forget(path)
-    return path, kept, model.cpu()
+    return path, kept, task.model.cpu()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One pruning, checked and not begun; made by `_open_task`.
+
+    `kind` is the material, "none" where the criterion needs no data; `store` that of its patches.
+    """
+
+    workspace: Workspace
+    config: PruneConfig
+    seed: int
+    criterion: criteria.Criterion
+    plan: pruning.Plan
+    train: ImageSet
+    model: nn.Module
+    like: MaskSet | None
+    kind: str
+    store: PatchStore | None
+
+    @property
+    def label(self) -> str:
+        """The mask's name: what tells it from others, and of the rest what is not the default."""
+        config = self.config
+        parts = [config.criterion]
+        parts += [config.variant] if config.variant != "clean" else []
+        parts += [config.count] if config.count != "exact" else []
+        parts += [f"{config.rounds}r"] if config.rounds else []
+        parts += [self.kind] if self.kind != "none" else []
+        if self.like:
+            return "-".join([*parts, config.like, f"s{self.seed}"])
+        of = "all" if config.definition == "all" else ""
+        return "-".join([*parts, f"{config.sparsity:g}{of}", f"s{self.seed}"])
+
+    def about(self) -> dict[str, Any]:
+        """Return what the mask is made from, as its file says; `LATER` comes when it is made."""
+        source = {"patches": _source(self.store, self.kind)} if self.criterion.NEEDS_DATA else {}
+        return {
+            "criterion": self.config.criterion,
+            "material": self.kind,
+            "settings": self.config.to_dict(),
+            "sparsity": self.config.sparsity,
+            "rounds": self.plan.rounds,
+            "seed": self.seed,
+            "model": self.workspace.model.name,
+            "classes": len(self.train.classes),
+            "init": models.fingerprint(self.model),
+            "data": self.train.fingerprint,
+            **source,
+        }
+
+    def batches(self, device: torch.device) -> tuple[Batches, dict[str, Any]]:
+        """Return what the model, which is on the device, is scored on, and what is known of it."""
+        if not self.criterion.NEEDS_DATA:
+            return (), {"chunk": self.config.batch_size}
+        config = _chunked(self.workspace, self.config, self.model)
+        found = material.gather(
+            self.kind, self.store, self.train, self.workspace.data, config,
+            seed=self.seed, device=device,
+        )  # fmt: skip
+        return found, {"notes": list(found.notes), "chunk": config.batch_size}
+
+
+def _open_task(workspace: Workspace, config: PruneConfig, seed: int) -> _Task:
+    """Check what is asked, and open what it needs."""
+    criterion = criteria.load(config.criterion, config.variant)
+    train, _ = open_data(workspace)
+    model = models.build(workspace.model.name, len(train.classes), seed, workspace.root)
+    like = _like(workspace, config, model)
+    if like:
+        config = replace(config, sparsity=like.sparsity, definition="prunable")
+    plan = plan_of(config, model, _image(workspace))
+    kind = _material(workspace, config) if criterion.NEEDS_DATA else "none"
+    needs_store = kind not in ("none", *material.WITHOUT_STORE)
+    store = open_patches(workspace, train) if needs_store else None
+    return _Task(workspace, config, seed, criterion, plan, train, model, like, kind, store)
+
+
+def plan_of(config: PruneConfig, model: nn.Module, image: tuple[int, int, int]) -> pruning.Plan:
+    """Return how many weights of the model each round keeps.
+
+    Raises ConfigError and ModelError where the model cannot be pruned so; computes no score.
+    """
+    criterion = criteria.load(config.criterion, config.variant)
+    if config.count != "exact" and config.variant != "published":
+        raise ConfigError("only published code has a published count", "add --variant published")
+    density, protected = pruning.density(model, config.sparsity, config.definition), None
+    criteria.check(criterion, model, 1 - density)
+    if config.min_layer_density and config.protect != "all":
+        protected = tuple(reach.sensitive(model, image))
+    return pruning.Plan(
+        density,
+        pruning.rounds_of(criterion, config.rounds),
+        published=config.count == "published",
+        floor=config.min_layer_density,
+        protected=protected,
+    )
+
+
+def _like(workspace: Workspace, config: PruneConfig, model: nn.Module) -> MaskSet | None:
+    """Return the mask whose densities are asked for, if one is."""
+    if not config.like:
+        return None
+    if config.criterion != LIKENED:
+        raise ConfigError(
+            f"{config.criterion} takes no densities of another mask",
+            f"leave --like out, or: --criterion {LIKENED}",
+        )
+    like = open_mask(workspace, config.like)[1]
+    masks.check_fit(model, like)
+    return like
 
 
 def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
@@ -107,14 +185,6 @@ def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
     change = getattr(criterion, "prepare", None)
     if change is not None:
         change(model)
-
-
-def _protected(
-    config: PruneConfig, model: nn.Module, image: tuple[int, int, int]
-) -> tuple[str, ...] | None:
-    if not config.min_layer_density or config.protect == "all":
-        return None
-    return tuple(reach.sensitive(model, image))
 
 
 def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
@@ -126,17 +196,6 @@ def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
             "replace it: dopfast prune --force ..., or give another --name",
         )
     return kept
-
-
-def _label(config: PruneConfig, kind: str, seed: int) -> str:
-    """Return a mask's name: what tells it from others, and of the rest what is not the default."""
-    parts = [config.criterion]
-    parts += [config.variant] if config.variant != "clean" else []
-    parts += [config.count] if config.count != "exact" else []
-    parts += [f"{config.rounds}r"] if config.rounds else []
-    parts += [kind] if kind != "none" else []
-    parts += [f"{config.sparsity:g}" + ("all" if config.definition == "all" else ""), f"s{seed}"]
-    return "-".join(parts)
 
 
 def _image(workspace: Workspace) -> tuple[int, int, int]:
@@ -167,7 +226,14 @@ def _source(store: PatchStore | None, kind: str) -> str:
 def open_mask(workspace: Workspace, name: str) -> tuple[str, MaskSet]:
     """Return a mask by name, or the newest one where the name is empty."""
     if name:
-        return name, masks.load(workspace.mask(name))
+        path = workspace.mask(name)
+        if not path.is_file():
+            known = [mask.stem for mask in workspace.masks.glob("*.safetensors")]
+            raise StoreError(
+                f"there is no mask {name} in {workspace.masks}",
+                nearest(name, known) or "make one: dopfast prune --criterion grasp",
+            )
+        return name, masks.load(path)
     found = sorted(workspace.masks.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise StoreError("there is no mask yet", "run: dopfast prune --criterion grasp")

@@ -10,7 +10,6 @@ Each result says what it was made `of`; what is of something else is measured ag
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from dop_fast import __version__, criteria, models, runs, stores
 from dop_fast.config import PruneConfig, SanityConfig, fingerprint
-from dop_fast.errors import ConfigError, StoreError
+from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.images import ImageSet
 from dop_fast.pipeline import open_data, open_patches
 from dop_fast.stores import PatchStore
@@ -102,6 +101,8 @@ def open_study(
     stored = stores.exists(workspace.patches) and set(asked) != {"images"}
     store = open_patches(workspace, train) if stored else None
     model = models.build(workspace.model.name, len(train.classes), seed, workspace.root)
+    for name in map(str, config.criterion):
+        criteria.check(criteria.load(name), model, config.sparsity)
     about = {
         "model": workspace.model.name,
         "init": models.fingerprint(model),
@@ -120,11 +121,7 @@ def _known(name: str) -> str:
     (field,) = (f for f in dataclasses.fields(PruneConfig) if f.name == "material")
     known = ("available", *(kind for kind in field.metadata["choices"] if kind != "auto"))
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ConfigError(
-            f"there is no material {name!r}",
-            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(known)}",
-        )
+        raise ConfigError(f"there is no material {name!r}", nearest(name, known))
     if name == "ones":
         raise ConfigError(
             "all-one matrices are all the same, so their halves agree and it means nothing",

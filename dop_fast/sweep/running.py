@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dop_fast import masks, pipeline, runs, stores
+from dop_fast import masks, models, pipeline, runs, stores
 from dop_fast.config import ModelConfig, fingerprint, is_remote
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.images import ImageSet
@@ -148,9 +148,11 @@ def run(
     """Do every cell that is free, one after the other; `after_cell` follows each.
 
     Any number of processes may do this at a time. A cell that fails with a known error is noted
-    and left, by the others too; the next start tries it again. Raises StoreError where finished
+    and left, by the others too; the next start tries it again. Raises ConfigError and ModelError
+    where a row cannot prune the network, before it does any; StoreError where finished
     runs are of other images or patches; `force` makes those and all others anew.
     """
+    _check(book)
     if force:
         _clear(book)
     elif old := book.outdated():
@@ -180,6 +182,15 @@ def run(
             done_here.append(cell.run)
             after_cell()
     return tuple(done_here)
+
+
+def _check(book: Book) -> None:
+    """Raise ConfigError or ModelError where the network cannot be pruned by one of the rows."""
+    space, size = book.workspace(None), book.space.data.size
+    model = models.build(space.model.name, len(book.train.classes), space.seed, space.root)
+    for row, sparsity in {(cell.row, cell.sparsity): None for cell in book.cells}:
+        if row:
+            pipeline.plan_of(row.pruning(sparsity), model, (3, size, size))
 
 
 def _next(book: Book) -> tuple[Cell, Claim] | None:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from dop_fast.config import DataConfig
 from dop_fast.images import ImageSet, normalise
-from dop_fast.precision import autocast
+from dop_fast.precision import autocast, training_type
 from dop_fast.training.loader import Pixels, split
 
 
@@ -45,8 +45,9 @@ def measure(
     was_training = model.training
     model.eval()
     chunks = split(np.arange(len(pixels.images)), batch_size)
+    dtype = training_type(pixels.device, amp)
     sums: list[Tensor] = []  # on the device: reading each would wait for it
-    with torch.no_grad(), autocast(pixels.device, amp):
+    with torch.no_grad(), autocast(pixels.device, dtype):
         for chunk, part in zip(chunks, pixels.batches(chunks), strict=True):
             logits = model(normalise(part, data.mean, data.std)).float()
             sums.append(_sums(logits, pixels.labels(chunk)))

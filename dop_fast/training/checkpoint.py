@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dop_fast import models, runs, seals
 from dop_fast.errors import StoreError
-from dop_fast.training.masking import HeldMask
+from dop_fast.masks import MaskSet
+from dop_fast.training.masking import check
 
 SCHEMA, VERSION = "dopfast.checkpoint", "1"
 
@@ -40,12 +41,12 @@ class Checkpoint:
         self,
         model: nn.Module,
         optimizer: torch.optim.SGD,
-        held: HeldMask,
+        mask_set: MaskSet | None,
         epochs: list[dict[str, Any]],
     ) -> None:
         """Store the state after the last of `epochs`."""
         momentum = _momentum(model, optimizer)
-        held.check(momentum)
+        check(mask_set, model.state_dict(), momentum)
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"momentum.{name}": value for name, value in momentum.items()}
         metadata = {

@@ -90,7 +90,7 @@ def fit(
     while len(rows) < config.epochs:
         record = trainer.epoch(len(rows) + 1)
         rows.append(asdict(record))
-        checkpoint.save(model, trainer.step.optimizer, trainer.step.held, rows)
+        checkpoint.save(model, trainer.step.optimizer, masks, rows)
         runs.write_metrics(folder, rows)
         yield record
     models.save_weights(folder / runs.WEIGHTS, model, about)

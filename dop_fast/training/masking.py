@@ -1,45 +1,77 @@
 """Pruned weights held at zero through SGD with momentum and weight decay."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dop_fast import masks
+from dop_fast.kernels import bits, masked_step
 from dop_fast.masks import MaskSet
 
 
-class HeldMask:
-    """Applies a mask to a model once, then keeps what it removed at zero.
+class MaskedSGD(torch.optim.SGD):
+    """SGD that leaves removed weights, and their momentum, at exactly zero.
 
-    A removed weight of zero with a gradient of zero has no decay and gathers no momentum, so
-    that masking the gradients before each step is all it takes.
+    Whatever their gradient is: not a number does not leak. The masks, packed in the order of the
+    weights' memory, belong to the parameter group, and so to its state dict and deepcopies.
+    `torch.amp.GradScaler` leaves unscaling to the step.
     """
 
-    def __init__(self, model: nn.Module, mask_set: MaskSet | None) -> None:
-        self._weights: dict[str, nn.Parameter] = {}
-        self._keep: list[Tensor] = []
-        if mask_set is None:
-            return
-        masks.apply_(model, mask_set)
-        parameters = dict(model.named_parameters())
-        self._weights = {name: parameters[name] for name in mask_set.masks}
-        self._keep = [
-            # the weight's type and memory layout: one fused product for all layers
-            torch.empty_like(weight, requires_grad=False).copy_(mask_set.masks[name])
-            for name, weight in self._weights.items()
+    _step_supports_amp_scaling = True  # what GradScaler looks for
+
+    def __init__(self, model: nn.Module, mask_set: MaskSet | None, **settings: Any) -> None:
+        """Set what `mask_set` removes to zero; `settings` as for SGD."""
+        super().__init__(model.parameters(), **settings)
+        if mask_set is not None:
+            masks.apply_(model, mask_set)
+        kept = {} if mask_set is None else mask_set.masks
+        self.param_groups[0]["masks"] = [
+            _packed(weight, kept.get(name)) for name, weight in model.named_parameters()
         ]
 
-    def mask_gradients(self) -> None:
-        """Zero the gradients of removed weights, in place; call it before each step."""
-        weights = zip(self._weights.values(), self._keep, strict=True)
-        pairs = [(weight.grad, keep) for weight, keep in weights if weight.grad is not None]
-        if pairs:
-            gradients, keeps = zip(*pairs, strict=True)
-            torch._foreach_mul_(gradients, keeps)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        (group,) = self.param_groups
+        rule = masked_step.Rule(
+            group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
+        )
+        pairs = zip(group["params"], group["masks"], strict=True)
+        moving = [(weight, mask) for weight, mask in pairs if weight.grad is not None]
+        masked_step.step_(
+            [weight.detach() for weight, _ in moving],
+            [weight.grad for weight, _ in moving],
+            [self._momentum(weight) for weight, _ in moving],
+            [mask for _, mask in moving],
+            rule,
+            self._scaling(),
+        )
 
-    def check(self, momentum: Mapping[str, Tensor]) -> None:
-        """Assert that all removed weights, and their momentum, are exactly zero."""
-        for (name, weight), keep in zip(self._weights.items(), self._keep, strict=True):
-            for value in (weight.detach(), momentum.get(name, keep.new_zeros(()))):
-                assert not bool((value * (1 - keep)).any()), f"a removed weight of {name} moved"
+    def _scaling(self) -> tuple[Tensor, Tensor] | None:
+        """Return the scale and whether a gradient is not finite, where a GradScaler steps."""
+        scale = getattr(self, "grad_scale", None)
+        return None if scale is None else (scale, getattr(self, "found_inf"))  # noqa: B009
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
+
+
+def _packed(weight: Tensor, keep: Tensor | None) -> Tensor:
+    if keep is None:
+        return torch.empty(0, dtype=torch.uint8, device=weight.device)
+    return bits.in_memory_order(bits.pack(keep), weight).to(weight.device)
+
+
+def check(mask_set: MaskSet | None, *states: Mapping[str, Tensor]) -> None:
+    """Assert that what a mask removes is exactly zero in each state, by parameter name."""
+    for name, keep in (mask_set.masks if mask_set else {}).items():
+        for state in states:
+            if name in state:
+                removed = state[name].detach().cpu()[~keep]
+                assert not bool(removed.any()), f"a removed weight of {name} moved"

@@ -154,7 +154,7 @@ def test_a_network_without_residual_blocks_is_refused_before_anything_is_compute
 
     model = build("vgg19_cifar", 3, 0)
     for call in (lambda: sbp_sr.prepare(model), lambda: sbp_sr.score(model, chunks(4), loss, 0)):
-        with pytest.raises(ModelError, match="no residual blocks") as refused:
+        with pytest.raises(ModelError, match="no residual branches") as refused:
             call()
         assert "BasicBlock" in refused.value.hint
 

@@ -14,6 +14,7 @@ from triton.compiler import ASTSource
 from dop_fast.kernels.bits import gpu as bits
 from dop_fast.kernels.compose import gpu as compose
 from dop_fast.kernels.dualnorm import gpu as dualnorm
+from dop_fast.kernels.masked_step import gpu as masked_step
 from dop_fast.kernels.score import gpu as score
 from dop_fast.kernels.select import gpu as select
 
@@ -32,6 +33,8 @@ build(select._mask, "*i64 *i64 i32 *fp32 *i64", ALIGNED=True, BYTES=512)
 build(bits._apply, "*i64 *i64 i32", ALIGNED=True, BLOCK=4096)
 for on in (True, False):
     build(score._score, "*i64 *i64 i32 fp32", FACTOR=on, MASK=on, ABSOLUTE=on, ADD=on,
+          ALIGNED=on, BLOCK=4096)
+    build(masked_step._step, "*i64 *i64 i32 *fp32 *fp32 fp32 fp32 fp32", NESTEROV=on, SCALED=on,
           ALIGNED=on, BLOCK=4096)
 for out in ("*fp32", "*bf16"):
     build(compose._compose, "*u8 *i32 *i32 *i64 *u8 *i32 *i32 *fp32 " + out + " i32 i32 i32 i32",
