@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from dop_fast.config import StageConfig, span
-from dop_fast.errors import ConfigError, DopFastError
+from dop_fast.errors import ConfigError, DopFastError, nearest
 from dop_fast.workspace import Workspace, load
 
 T = TypeVar("T")
@@ -63,6 +63,14 @@ class Several(click.ParamType[tuple[Any, ...], Any]):
             return tuple(self.kind(part) for part in parts if part != "")
         except (TypeError, ValueError):
             self.fail(f"{value!r} is not numbers separated by commas", param, ctx)
+
+
+class Choice(click.Choice[str]):
+    """One of several words; another is refused with the nearest of them."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Name the nearest word, or all of them where none is near."""
+        return f"there is no {value!r}; {nearest(str(value), self.choices)}"
 
 
 class Option(click.Option):
@@ -123,7 +131,7 @@ def _option(item: "dataclasses.Field[Any]", choices: tuple[str, ...]) -> Option:
     default = item.default
     choices = choices or item.metadata["choices"]
     if choices:
-        kind: click.ParamType[Any, Any] = click.Choice(choices)
+        kind: click.ParamType[Any, Any] = Choice(choices)
     elif isinstance(default, tuple):
         kind = Several(type(default[0]) if default else int)  # n_segments alone has no default
     else:

@@ -24,7 +24,7 @@ from dop_fast.config import (
     is_remote,
     span,
 )
-from dop_fast.errors import ConfigError
+from dop_fast.errors import ConfigError, nearest
 
 TOML = "dopfast.toml"
 STORE = "patches.zarr"
@@ -135,9 +135,10 @@ def load(root: Path) -> Workspace:
     }
     for name, values in content.items():
         if name not in sections or not isinstance(values, dict):
+            known = ("seed", "store", *(f"[{section}]" for section in sections))
+            wrong = f"[{name}]" if isinstance(values, dict) else name
             raise ConfigError(
-                f"{path} has an unknown section or key: {name}",
-                f"known: seed, store, {', '.join(f'[{section}]' for section in sections)}",
+                f"{path} has an unknown section or key: {name}", nearest(wrong, known)
             )
         sections[name].from_dict(values, name)  # refuses unknown keys and wrong values now
     return Workspace(

@@ -51,6 +51,18 @@ def test_effective_counts_stand_in_the_table_the_totals_and_the_json(space: Path
     assert rows[0][-1] == str(row.kept)
 
 
+@pytest.mark.parametrize(
+    ("option", "word", "near"),
+    [("--criterion", "grapes", "grasp"), ("--material", "imges", "images")],
+)
+def test_an_unknown_word_is_refused_with_the_nearest(
+    space: Path, option: str, word: str, near: str
+) -> None:
+    done = CliRunner().invoke(dopfast, ["prune", "-w", str(space), option, word])
+    assert done.exit_code == 2
+    assert f"there is no {word!r}; did you mean {near!r}?" in done.stderr
+
+
 def test_a_collapse_warns_with_the_names_of_the_layers_that_cut(space: Path) -> None:
     told = as_json(space, "--sparsity", "0.9999")
     assert told["collapsed"] and told["alive"] == 0 and told["outputs_reached"] == 0

@@ -53,6 +53,7 @@ def test_any_path_survives_the_file(tmp_path_factory: pytest.TempPathFactory, pa
         ("store = 3", "store must be a path or an address"),
         ("seed = 'x'", "seed must be a whole number"),
         ("[stich]\nsigma = 0.5", "unknown section or key: stich"),
+        ("sede = 1", "unknown section or key: sede"),
         ("[stitch]\nsigm = 0.5", "unknown key: sigm"),
         ("[stitch]\nsigma = 2", "sigma must lie in"),
         ("[stitch]\nsigma = '0.5'", "sigma must be of type float"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dop_fast.config import DataConfig, ExtractConfig, PruneConfig, StitchConfig
-from dop_fast.errors import ConfigError, DataError, StoreError
+from dop_fast.errors import ConfigError, DataError, StoreError, nearest
 from dop_fast.images import ImageSet, normalise
 from dop_fast.patches import baselines, dop, stitching
 from dop_fast.patches.cropping import crop
@@ -109,7 +109,7 @@ def gather(
     where a class has nothing, ConfigError for an unknown kind.
     """
     if kind not in KINDS:
-        raise ConfigError(f"there is no material {kind!r}", f"one of: {', '.join(KINDS)}")
+        raise ConfigError(f"there is no material {kind!r}", nearest(kind, KINDS))
     ask = Ask(store, images, config.per_class, seed)
     plain = kind.removesuffix(PERMUTED)
     found = _SOURCES[plain](ask)
