@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,18 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     On the device of `pixels`.
     """
-    colours = torch.tensor([mean, std], dtype=torch.float64)
-    scale = (1 / (255 * colours[1])).to(pixels.device, torch.float32)
-    shift = (-colours[0] / colours[1]).to(pixels.device, torch.float32)
+    scale, shift = _scaling(tuple(mean), tuple(std), pixels.device)
     scaled = torch.addcmul(shift, pixels.to(torch.float32), scale)
     return scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=8)  # sending them to a GPU waits for all that it has to do
+def _scaling(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    colours = torch.tensor([mean, std], dtype=torch.float64)
+    scale, shift = 1 / (255 * colours[1]), -colours[0] / colours[1]
+    return scale.to(device, torch.float32), shift.to(device, torch.float32)
 
 
 def _image_set(part: Part, config: DataConfig) -> ImageSet:
