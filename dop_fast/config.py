@@ -344,6 +344,10 @@ class TrainConfig(StageConfig):
 
     epochs: int = setting(120, "passes over the training images", low=1, panel="Schedule")
     lr: float = setting(0.1, "learning rate", low=0, open_low=True, panel="Schedule")
+    schedule: str = setting(
+        "steps", "how the rate falls: tenfold at each milestone, or as half a cosine to zero",
+        choices=("steps", "cosine"), panel="Schedule",
+    )  # fmt: skip
     milestones: tuple[float, ...] = setting(
         (0.25, 0.5, 0.75), "shares of the epochs after which the rate falls tenfold",
         low=0, high=1, panel="Schedule",
@@ -354,10 +358,23 @@ class TrainConfig(StageConfig):
     )  # fmt: skip
     batch_size: int = setting(128, "images in a step", low=1, panel="Schedule")
     momentum: float = setting(0.9, "SGD momentum", low=0, high=1, open_high=True, panel="Schedule")
+    nesterov: bool = setting(False, "Nesterov's momentum", panel="Schedule")
     weight_decay: float = setting(1e-4, "L2 penalty on all parameters", low=0, panel="Schedule")
+    label_smoothing: float = setting(
+        0.0, "share of each label that is spread over all classes", low=0, high=1,
+        open_high=True, panel="Schedule",
+    )  # fmt: skip
+    ema: float = setting(
+        0.0, "decay a step, such as 0.999, of a running average of the weights, which is measured "
+        "and saved beside them; 0: none", low=0, high=1, open_high=True, panel="Schedule",
+    )  # fmt: skip
     augment: str = setting(
         "auto", "auto: pad up to 64 px, else resized; each with a flip",
         choices=("auto", "pad", "resized", "none"), panel="Data",
+    )  # fmt: skip
+    random_erasing: float = setting(
+        0.0, "share of the images that lose a random box, to the mean colour", low=0, high=1,
+        panel="Data",
     )  # fmt: skip
     workers: int = setting(0, "processes that load images; 0: this one", low=0, panel="Data")
     amp: str = setting(
@@ -368,6 +385,18 @@ class TrainConfig(StageConfig):
         "off", "torch.compile of forward and backward; graphs: with CUDA graphs",
         choices=("off", "on", "graphs"), panel="Compute",
     )  # fmt: skip
+    keep_every: int = setting(
+        0, "keep the weights of every so many epochs; 0: of the best and the last", low=0,
+        panel="Output",
+    )  # fmt: skip
+    tensorboard: bool = setting(
+        False, "write event files for TensorBoard into the run's folder", panel="Output"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("Nesterov's momentum needs a momentum", "try --momentum 0.9")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:

@@ -47,21 +47,34 @@ class ImageSet:
 
         Bilinear with antialiasing, as torchvision's classifiers are trained. Raises DataError.
         """
+        pixels, failed = self.attempt(index)
+        if failed:
+            raise failed[min(failed)]
+        return pixels
+
+    def attempt(
+        self, index: Sequence[int] | NDArray[np.integer[Any]]
+    ) -> tuple[NDArray[np.uint8], dict[int, DataError]]:
+        """Return what `load` does, and by row of it why an image cannot be read; it is black."""
         rows = [int(i) for i in index]
-        pixels = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        pixels = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
+        failed: dict[int, DataError] = {}
         # as many threads as torch may use: DataLoader's workers are held to one
         threads = torch.get_num_threads() if self.size**2 >= THREADS_FROM else 1
 
         def every(start: int) -> None:
             for at in range(start, len(rows), threads):
-                pixels[at] = np.asarray(self._cropped(rows[at]))
+                try:
+                    pixels[at] = np.asarray(self._cropped(rows[at]))
+                except DataError as error:
+                    failed[at] = error
 
         if threads == 1:
             every(0)
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(every, range(min(threads, len(rows)))))
-        return pixels
+        return pixels, failed
 
     def decode(self, index: int) -> Image.Image:
         """Return one image, upright, as RGB at its original size. Raises DataError."""

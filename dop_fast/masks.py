@@ -224,18 +224,10 @@ def save(path: Path, mask_set: MaskSet) -> None:
         **seals.EMPTY,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = _in_order(serialise(packed, metadata))
+    content = serialise(packed, metadata)
     with disk.replacing(path, len(content)) as partial:
         partial.write_bytes(content)
         seals.stamp(partial)
-
-
-def _in_order(content: bytes) -> bytes:
-    """Return a safetensors file with its header sorted, which comes in an order that varies."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def load(path: Path) -> MaskSet:

@@ -3,7 +3,9 @@
 manifest.json           what was asked, on what, with which versions; written first, completed last
 metrics.jsonl           one JSON object an epoch
 checkpoint.safetensors  the last finished epoch, to go on from
+best.safetensors        the network after the epoch of the best top-1, named in its metadata
 weights.safetensors     the trained network
+ema.safetensors         the running average of its weights, where one was asked for
 """
 
 import json
@@ -24,7 +26,10 @@ from dop_fast.errors import StoreError
 SCHEMA, VERSION = "dopfast.run", 1
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
-SPEED_ONLY = frozenset({"workers"})  # settings that change how fast a run is, not what comes out
+BEST, AVERAGE, EPOCH = "best.safetensors", "ema.safetensors", "epoch-{:04}.safetensors"
+BOARD = "tensorboard"
+WITHOUT_EFFECT = frozenset({"workers", "keep_every", "tensorboard"})
+"""Settings that do not change what comes out."""
 
 START_OVER = "replace it with --force, or give another --name"
 
@@ -205,7 +210,9 @@ def _identity(about: About) -> dict[tuple[str, str], Any]:
     parts = {
         ("", "kind"): about.kind,
         **{("facts", key): value for key, value in about.facts.items()},
-        **{("settings", key): about.settings[key] for key in about.settings.keys() - SPEED_ONLY},
+        **{
+            ("settings", key): about.settings[key] for key in about.settings.keys() - WITHOUT_EFFECT
+        },
     }
     return {part: json.loads(json.dumps(value)) for part, value in parts.items()}  # lists, as read
 

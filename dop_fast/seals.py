@@ -3,6 +3,7 @@
 The metadata key `crc32c` holds it, in eight hexadecimal digits. Files of others have none.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +23,28 @@ class _Seal(NamedTuple):
 
 
 def stamp(path: Path) -> None:
-    """Write the checksum of a file that was made with `EMPTY` among its metadata."""
+    """Write the checksum of a file that was made with `EMPTY` among its metadata.
+
+    Its header is sorted before, which comes in an order that varies: equal content, equal bytes.
+    """
+    _sort_header(path)
     seal = _read(path)
     assert seal is not None and seal.stored == EMPTY["crc32c"].encode()
     with path.open("r+b") as file:
         file.seek(seal.offset)
         file.write(seal.found)
+
+
+def _sort_header(path: Path) -> None:
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        # compact, as it was: of the same length
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        content = text.encode().ljust(length)
+        assert len(content) == length
+        file.seek(8)
+        file.write(content)
 
 
 def has(path: Path) -> bool:

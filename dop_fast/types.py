@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 Array: TypeAlias = NDArray[Any]
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
 """Images float[n 3 h w], normalised, and labels int64[n]."""
@@ -20,6 +21,19 @@ Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """From logits [n classes] and labels [n] to the mean over the batch."""
 Scores: TypeAlias = "dict[str, Tensor]"
 """By parameter name, shaped as the weight, finite, detached; higher = keep."""
+
+
+class Track(Protocol):
+    """Passes items on and may show how far it is."""
+
+    def __call__(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
+        """Yield every item."""
+        ...
+
+
+def untracked(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+    """Pass items on and show nothing."""
+    return items
 
 
 @dataclass(frozen=True)

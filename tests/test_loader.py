@@ -54,7 +54,10 @@ class Unreadable:
 @pytest.mark.parametrize("kind", ["pad", "resized"])
 def test_an_unreadable_image_is_named_whoever_reads_it(kind: str, workers: int) -> None:
     images = replace(noisy(4, 0), source=Unreadable())
-    with pytest.raises(DataError, match=r"^cannot read the image \d: truncated$") as caught:
+    with pytest.raises(
+        DataError,
+        match=r"4 of 4 images, more than 1%, are unreadable: cannot read the image 0: truncated",
+    ) as caught:
         epoch_pixels(images, kind, workers=workers)
     assert caught.value.hint
 

@@ -11,14 +11,13 @@ from dop_fast.pipeline.networks import (
     train,
 )
 from dop_fast.pipeline.opening import (
-    Track,
     device_of,
     init,
     open_data,
     small_classes,
     teacher_config,
-    untracked,
 )
+from dop_fast.types import Track, untracked
 
 __all__ = [
     "Stitched",

@@ -11,8 +11,9 @@ from dop_fast.config import ExtractConfig, StitchConfig
 from dop_fast.errors import StoreError
 from dop_fast.images import ImageSet
 from dop_fast.patches import stitching
-from dop_fast.pipeline.opening import Track, open_data, teacher_config, untracked
+from dop_fast.pipeline.opening import open_data, teacher_config
 from dop_fast.stores import Header, PatchStore, PatchWriter
+from dop_fast.types import Track, untracked
 from dop_fast.workspace import Workspace
 
 RANDOM = "random.zarr"

@@ -17,9 +17,9 @@ from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.patches import material
 from dop_fast.pipeline.discovery import open_patches
-from dop_fast.pipeline.opening import Track, open_data, untracked
+from dop_fast.pipeline.opening import open_data
 from dop_fast.stores import PatchStore
-from dop_fast.types import Batches
+from dop_fast.types import Batches, Track, untracked
 from dop_fast.workspace import Workspace
 
 LIKENED = "same-densities"
@@ -28,8 +28,8 @@ LATER = ("chunk", "notes")
 """What is known of a mask only when it is made."""
 NEEDED = ("criterion", "material", "sparsity", "seed")
 """What a mask must say to be trained with."""
-Training: TypeAlias = Generator[training.Epoch, None, dict[str, float]]
-"""Yields every epoch, and returns the run's top1, top5 and loss."""
+Training: TypeAlias = Generator[training.Epoch, None, dict[str, Any]]
+"""Yields every epoch, and returns the result that the run's manifest tells."""
 
 
 def prune(
@@ -255,6 +255,7 @@ def finetune(
     *,
     force: bool = False,
     sources: Mapping[str, str] | None = None,
+    track: Track = untracked,
 ) -> Training:
     """Train the pruned model, its mask held at every step; without a mask, the dense one.
 
@@ -286,7 +287,7 @@ def finetune(
         "data": data.train.fingerprint,
     }
     about = runs.About("finetune", facts, config.to_dict(), sources or {}, str(device))
-    result = yield from _follow(model, data, config, folder, about, kept, force=force)
+    result = yield from _follow(model, data, config, folder, about, kept, force=force, track=track)
     return result
 
 
@@ -298,6 +299,7 @@ def train(
     *,
     force: bool = False,
     sources: Mapping[str, str] | None = None,
+    track: Track = untracked,
 ) -> Training:
     """Train the dense teacher; its weights become the workspace's teacher.safetensors."""
     if workspace.teacher.weights:
@@ -311,7 +313,7 @@ def train(
     facts = {"model": name, "seed": seed, "data": data.train.fingerprint}
     about = runs.About("train", facts, config.to_dict(), sources or {}, str(device))
     folder = workspace.runs / "teacher"
-    result = yield from _follow(model, data, config, folder, about, None, force=force)
+    result = yield from _follow(model, data, config, folder, about, None, force=force, track=track)
     models.save_weights(workspace.teacher_weights, model, {"model": name})
     return result
 
@@ -325,15 +327,22 @@ def _follow(
     kept: MaskSet | None,
     *,
     force: bool,
+    track: Track,
 ) -> Training:
     runs.begin(folder, about, force)
-    last = None
-    for last in training.fit(
-        model, data, config, folder, masks=kept, seed=about.facts["seed"],
+    fitted = yield from training.fit(
+        model, data, config, folder, masks=kept, seed=about.facts["seed"], track=track,
         device=torch.device(about.device), about={"model": about.facts["model"]},
-    ):  # fmt: skip
-        yield last
-    assert last is not None  # a training has one epoch or more
-    result = {"top1": last.top1, "top5": last.top5, "loss": last.val_loss}
+    )  # fmt: skip
+    last, best = fitted.epochs[-1], max(fitted.epochs, key=lambda epoch: epoch.best_top1)
+    result = {
+        "top1": last.top1,
+        "top5": last.top5,
+        "loss": last.val_loss,
+        **({} if last.ema_top1 is None else {"ema_top1": last.ema_top1}),
+        "best_top1": best.best_top1,
+        "best_epoch": best.epoch,
+        "unreadable": list(fitted.unreadable),
+    }
     runs.finish(folder, result)
     return result

@@ -1,9 +1,7 @@
 """A workspace, its images, its teacher and the device."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import torch
 
@@ -14,21 +12,6 @@ from dop_fast.errors import ConfigError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.workspace import TOML, Workspace
 from dop_fast.workspace import create as write
-
-T = TypeVar("T")
-
-
-class Track(Protocol):
-    """Passes items on and may show how far it is."""
-
-    def __call__(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
-        """Yield every item."""
-        ...
-
-
-def untracked(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-    """Pass items on and show nothing."""
-    return items
 
 
 def device_of(name: str) -> torch.device:

@@ -1,11 +1,10 @@
 """Named settings of trainings, as published: one TOML file each, with its source."""
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from dop_fast.errors import ConfigError
+from dop_fast.errors import ConfigError, nearest
 
 FOLDER = Path(__file__).parent
 
@@ -18,9 +17,5 @@ def names() -> tuple[str, ...]:
 def read(name: object) -> dict[str, Any]:
     """Return the settings of a recipe; ConfigError with the nearest name where there is none."""
     if name not in names():
-        near = difflib.get_close_matches(str(name), names(), 1)
-        raise ConfigError(
-            f"there is no recipe called {name!r}",
-            f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names())}",
-        )
+        raise ConfigError(f"there is no recipe called {name!r}", nearest(str(name), names()))
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))

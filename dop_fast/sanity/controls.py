@@ -19,13 +19,12 @@ from dop_fast.config import TrainConfig
 from dop_fast.errors import StoreError
 from dop_fast.masks import MaskSet
 from dop_fast.patches.material import Material, gather
-from dop_fast.pipeline.opening import Track, untracked
 from dop_fast.sanity.agreement import overlap
 from dop_fast.sanity.halves import redrawn
 from dop_fast.sanity.study import Results, Study
 from dop_fast.seeding import derive, stream
 from dop_fast.training import Epoch
-from dop_fast.types import Batch
+from dop_fast.types import Batch, Track, untracked
 
 ORIGINAL, SHUFFLED, REDRAWN, RANDOM = "original", "shuffled", "re-initialised", "random"
 PERMUTED = "permuted labels"

@@ -6,7 +6,7 @@ from typing import Any
 
 from dop_fast import criteria
 from dop_fast.config import PruneConfig, StageConfig, StitchConfig, TrainConfig, fingerprint
-from dop_fast.runs import SPEED_ONLY
+from dop_fast.runs import WITHOUT_EFFECT
 from dop_fast.sweep.definition import LIKE, Grid, Sweep, refuse_unknown
 from dop_fast.workspace import Workspace
 
@@ -133,7 +133,7 @@ def changed(config: StageConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.to_dict().items()
-        if value != plain[key] and key not in SPEED_ONLY
+        if value != plain[key] and key not in WITHOUT_EFFECT
     }
 
 

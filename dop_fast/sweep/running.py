@@ -13,7 +13,7 @@ from dop_fast.config import ModelConfig, fingerprint, is_remote
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
-from dop_fast.runs import SPEED_ONLY
+from dop_fast.runs import WITHOUT_EFFECT
 from dop_fast.stores import PatchStore
 from dop_fast.sweep.cells import Cell, Row, cells
 from dop_fast.sweep.claims import Claim, Claims
@@ -117,7 +117,7 @@ class Book:
             return "the images"
         asked, was = self.sweep.finetune.to_dict(), done.about.settings
         changed = [key for key in asked.keys() & was.keys() if asked[key] != was[key]]
-        if set(changed) - SPEED_ONLY:
+        if set(changed) - WITHOUT_EFFECT:
             return f"settings: {', '.join(sorted(changed))}"
         if not cell.mask or not self.mask(cell).is_file():
             return ""

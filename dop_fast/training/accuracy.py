@@ -41,18 +41,20 @@ def evaluate(
 def measure(
     model: nn.Module, pixels: Pixels, data: DataConfig, batch_size: int, amp: str
 ) -> Accuracy:
-    """Measure a model that is on the device of `pixels`."""
+    """Measure a model that is on the device of `pixels`, on the images that can be read."""
     was_training = model.training
     model.eval()
     chunks = split(np.arange(len(pixels.images)), batch_size)
     dtype = training_type(pixels.device, amp)
     sums: list[Tensor] = []  # on the device: reading each would wait for it
+    count = 0
     with torch.no_grad(), autocast(pixels.device, dtype):
-        for chunk, part in zip(chunks, pixels.batches(chunks), strict=True):
+        for index, part in pixels.batches(chunks):
             logits = model(normalise(part, data.mean, data.std)).float()
-            sums.append(_sums(logits, pixels.labels(chunk)))
+            sums.append(_sums(logits, pixels.labels(index)))
+            count += len(index)
     model.train(was_training)
-    top1, top5, loss = (torch.stack(sums).cpu().double().sum(0) / len(pixels.images)).tolist()
+    top1, top5, loss = (torch.stack(sums).cpu().double().sum(0) / count).tolist()
     return Accuracy(top1, top5, loss)
 
 

@@ -1,30 +1,37 @@
-"""The last finished epoch in one file: a kill at any moment leaves it, or the one before, whole.
+"""What a training leaves on disk: the last finished epoch, the best one's weights, the final ones.
 
-Layout (safetensors), schema `dopfast.checkpoint`, version 1: `model.<name>` the state, then
-`momentum.<name>` SGD's buffers; metadata `about`: what is trained, and `epochs`: a record each.
+Layout of the checkpoint (safetensors), schema `dopfast.checkpoint`, version 2: the tensors of
+`State.tensors`; metadata, each as JSON: `about`, what is trained, `epochs`, a record each, and
+`unreadable`, the images that were left out. It is one file, so that a kill at any moment leaves
+tensors and records that belong together.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from dop_fast import models, runs, seals
 from dop_fast.errors import StoreError
-from dop_fast.masks import MaskSet
-from dop_fast.training.masking import check
 
-SCHEMA, VERSION = "dopfast.checkpoint", "1"
+SCHEMA, VERSION = "dopfast.checkpoint", "2"
+
+
+class Saved(NamedTuple):
+    """A state by tensors, the records of its epochs, and the names of unreadable images."""
+
+    tensors: dict[str, Tensor]
+    epochs: list[dict[str, Any]]
+    unreadable: list[str]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Writes and restores the state of one training in a folder.
+    """Writes and reads the state of one training in a folder.
 
     `about`, JSON values, says which training it is; that of another one is refused.
     """
@@ -37,33 +44,24 @@ class Checkpoint:
         """The file."""
         return self.folder / runs.CHECKPOINT
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.SGD,
-        mask_set: MaskSet | None,
-        epochs: list[dict[str, Any]],
-    ) -> None:
-        """Store the state after the last of `epochs`."""
-        momentum = _momentum(model, optimizer)
-        check(mask_set, model.state_dict(), momentum)
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        tensors |= {f"momentum.{name}": value for name, value in momentum.items()}
+    def save(self, saved: Saved) -> None:
+        """Store the state after the last of its epochs; StoreError where the disk is full."""
         metadata = {
             "schema": SCHEMA,
             "version": VERSION,
             "about": json.dumps(self.about),
-            "epochs": json.dumps(epochs),
+            "epochs": json.dumps(saved.epochs),
+            "unreadable": json.dumps(saved.unreadable),
         }
-        models.save_tensors(self.path, tensors, metadata)
+        models.save_tensors(self.path, saved.tensors, metadata)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.SGD) -> list[dict[str, Any]]:
-        """Bring back the stored state in place and return its epochs; none where nothing is stored.
+    def read(self) -> Saved | None:
+        """Return what is stored; None where nothing is.
 
         StoreError for a file that is damaged or of another training.
         """
         if not self.path.is_file():
-            return []
+            return None
         if seals.broken(self.path):
             raise StoreError(f"{self.path} is damaged: its checksum is wrong", runs.START_OVER)
         try:
@@ -73,9 +71,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise StoreError(f"{self.path} is damaged: {error}", runs.START_OVER) from error
-        _fill(model, optimizer, tensors)
-        epochs: list[dict[str, Any]] = json.loads(metadata["epochs"])
-        return epochs
+        return Saved(tensors, json.loads(metadata["epochs"]), json.loads(metadata["unreadable"]))
 
     def _refuse_other(self, metadata: Mapping[str, str]) -> None:
         if (metadata.get("schema"), metadata.get("version")) != (SCHEMA, VERSION):
@@ -88,27 +84,29 @@ class Checkpoint:
             )
 
 
-def _momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    buffers = {
-        name: optimizer.state[parameter].get("momentum_buffer")
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-    }
-    return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+def keep_epoch(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    accuracies: Sequence[float],
+    every: int,
+    about: Mapping[str, str],
+) -> None:
+    """Keep the last epoch's weights where it is the best so far, or an `every`-th one.
+
+    `accuracies` are of all epochs. Called again after a kill it does what is left.
+    """
+    epoch = len(accuracies)
+    names = [runs.BEST] if accuracies.index(max(accuracies)) == epoch - 1 else []
+    names += [runs.EPOCH.format(epoch)] if every and epoch % every == 0 else []
+    for path in (folder / name for name in names):
+        if _epoch_of(path) != str(epoch):
+            said = {**about, "epoch": str(epoch), "top1": f"{accuracies[-1]:.6f}"}
+            models.save_tensors(path, weights, said)
 
 
-def _fill(model: nn.Module, optimizer: torch.optim.SGD, tensors: Mapping[str, Tensor]) -> None:
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-
-    model.load_state_dict(part("model."))
-    parameters = dict(model.named_parameters())
-    for name, tensor in part("momentum.").items():
-        parameter = parameters[name]
-        # in the parameter's own memory layout, which a fused step needs
-        buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-        optimizer.state[parameter]["momentum_buffer"] = buffer
+def _epoch_of(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata.get("epoch", "")

@@ -1,7 +1,7 @@
 """Batches of pixels, on the device: from memory where the set is small, else read as needed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TypeAlias
 
@@ -11,24 +11,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dop_fast import seeding
-from dop_fast.errors import DopFastError
+from dop_fast.errors import DataError, DopFastError
 from dop_fast.images import ImageSet
 from dop_fast.training import augment
 from dop_fast.types import Array
 
 HOLD_BYTES = 2**30
 CHUNK = 256  # images read at a time to fill the memory
-Read: TypeAlias = Callable[[Array], Array]
+UNREADABLE_SHARE = 0.01  # of a set's images; more of them stop a training
+Failed: TypeAlias = dict[int, DataError]
+"""By row of what was read, why it is not an image."""
+Read: TypeAlias = Callable[[Array], tuple[Array, Failed]]
 """From indices int64[k] to pixels uint8[k s s 3]."""
+Parts: TypeAlias = Iterator[tuple[Array, Tensor]]
+"""Indices int64[k], and pixels uint8[k s s 3] of theirs."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The images of a set as `load` gives them."""
+    """The images of a set as `load` gives them; those in `unreadable`, by index, are left out.
+
+    What cannot be read is found when it is needed. Where it is more than `UNREADABLE_SHARE` of
+    the set, whatever reads raises DataError.
+    """
 
     images: ImageSet
     workers: int
     device: torch.device
+    unreadable: dict[int, DataError] = field(default_factory=dict)
 
     @cached_property
     def held(self) -> Tensor | None:
@@ -36,23 +46,29 @@ class Pixels:
         count, size = len(self.images), self.images.size
         if count * size * size * 3 > HOLD_BYTES:
             return None
-        held = torch.empty(count, size, size, 3, dtype=torch.uint8, device=self.device)
-        chunks = split(np.arange(count), CHUNK)
-        for chunk, part in zip(chunks, self.fetch(self.images.load, chunks), strict=True):
-            held[int(chunk[0]) : int(chunk[-1]) + 1] = part
+        held = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.device)
+        for index, part in self.fetch(self.images.attempt, split(np.arange(count), CHUNK)):
+            held[self.send(index)] = part
         return held
 
-    def batches(self, chunks: Sequence[Array]) -> Iterator[Tensor]:
-        """Yield the pixels of each chunk of indices, uint8[k s s 3]."""
+    def batches(self, chunks: Sequence[Array]) -> Parts:
+        """Yield what can be read of each chunk of indices, and its pixels uint8[k s s 3]."""
         held = self.held
         if held is None:
-            yield from self.fetch(self.images.load, chunks)
+            yield from self.fetch(self.images.attempt, chunks)
         else:
-            for chunk in chunks:
-                yield held[self.send(chunk)]
+            for chunk in map(self.readable, chunks):
+                yield chunk, held[self.send(chunk)]
 
-    def fetch(self, read: Read, chunks: Sequence[Array]) -> Iterator[Tensor]:
-        """Yield `read(chunk)` for each chunk, in order; workers, if there are any, read ahead."""
+    def readable(self, chunk: Array) -> Array:
+        """Return the indices of a chunk without those that are known to be unreadable."""
+        return chunk[[int(i) not in self.unreadable for i in chunk]] if self.unreadable else chunk
+
+    def fetch(self, read: Read, chunks: Sequence[Array]) -> Parts:
+        """Yield what `read` gives of each chunk, in order, and of which indices.
+
+        Workers, if there are any, read ahead.
+        """
         loader = DataLoader(
             _Chunks(read, chunks),
             batch_size=None,
@@ -60,10 +76,26 @@ class Pixels:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global stream
         )
-        for pixels in loader:
-            if isinstance(pixels, DopFastError):
-                raise pixels
-            yield pixels.to(self.device, non_blocking=True)
+        for chunk, found in zip(chunks, loader, strict=True):
+            if isinstance(found, DopFastError):
+                raise found
+            pixels, failed = found
+            if failed:
+                self._leave_out(chunk, failed)
+                good = np.setdiff1d(np.arange(len(chunk)), list(failed))
+                chunk, pixels = chunk[good], pixels[torch.from_numpy(good)]
+            yield chunk, pixels.to(self.device, non_blocking=True)
+
+    def _leave_out(self, chunk: Array, failed: Failed) -> None:
+        self.unreadable.update({int(chunk[row]): error for row, error in failed.items()})
+        count, total = len(self.unreadable), len(self.images)
+        if count > UNREADABLE_SHARE * total:
+            first = "; ".join(str(self.unreadable[i]) for i in sorted(self.unreadable)[:3])
+            share = f"{count} of {total} images, more than {UNREADABLE_SHARE:.0%}"
+            raise DataError(
+                f"{share}, are unreadable: {first}",
+                "remove or replace them",
+            )
 
     def send(self, values: Array) -> Tensor:
         """Return an array as a tensor on the device."""
@@ -75,14 +107,14 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class _Chunks(Dataset[Array | DopFastError]):
+class _Chunks(Dataset[tuple[Array, Failed] | DopFastError]):
     read: Read
     chunks: Sequence[Array]
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, position: int) -> Array | DopFastError:
+    def __getitem__(self, position: int) -> tuple[Array, Failed] | DopFastError:
         try:
             return self.read(self.chunks[position])
         except DopFastError as error:  # raised in a worker, it would lose its hint
@@ -105,11 +137,20 @@ def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[A
 
 
 def training_batches(
-    pixels: Pixels, chunks: list[Array], augmentation: str, seed: int, epoch: int
+    pixels: Pixels,
+    chunks: list[Array],
+    augmentation: str,
+    seed: int,
+    epoch: int,
+    *,
+    erasing: float = 0.0,
+    fill: Sequence[float] = (0, 0, 0),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented pixels uint8[k s s 3] and labels int64[k] of each chunk, on the device.
 
-    An image's augmentation follows from the seed, the epoch and its index alone.
+    An image's augmentation follows from the seed, the epoch and its index alone. A share `erasing`
+    of the images loses a box to the colour `fill`, in [0, 1]. Images that cannot be read are left
+    out, and so is what they leave of a chunk if that is one image: batch norm cannot train on it.
     """
     kind = augment.resolve(augmentation, pixels.images.size)
     if kind == "resized":
@@ -118,16 +159,30 @@ def training_batches(
         parts = _shifted(pixels, chunks, seed, epoch)
     else:
         parts = pixels.batches(chunks)
-    for chunk, part in zip(chunks, parts, strict=True):
-        yield part, pixels.labels(chunk)
+    if erasing:
+        count, size = len(pixels.images), pixels.images.size
+        parts = _erased(
+            pixels, parts, augment.draw_erasures(count, size, erasing, seed, epoch), fill
+        )
+    for chunk, (index, part) in zip(chunks, parts, strict=True):
+        if len(index) == len(chunk) or len(index) > 1:
+            yield part, pixels.labels(index)
 
 
-def _shifted(pixels: Pixels, chunks: list[Array], seed: int, epoch: int) -> Iterator[Tensor]:
-    count, size = len(pixels.images), pixels.images.size
-    shift, flip = augment.draw_shifts(count, size, seed, epoch)
+def _shifted(pixels: Pixels, chunks: list[Array], seed: int, epoch: int) -> Parts:
+    shift, flip = augment.draw_shifts(len(pixels.images), pixels.images.size, seed, epoch)
     held = pixels.held
-    parts = pixels.fetch(pixels.images.load, chunks) if held is None else (held for _ in chunks)
-    for chunk, part in zip(chunks, parts, strict=True):
-        index = chunk if held is not None else np.arange(len(chunk))
-        drawn = pixels.send(shift[chunk]), pixels.send(flip[chunk])
-        yield augment.shifted(part, pixels.send(index), *drawn)
+    if held is None:
+        read = pixels.fetch(pixels.images.attempt, chunks)
+        parts = ((index, part, np.arange(len(index))) for index, part in read)
+    else:
+        parts = ((index, held, index) for index in map(pixels.readable, chunks))
+    for index, part, rows in parts:
+        drawn = pixels.send(shift[index]), pixels.send(flip[index])
+        yield index, augment.shifted(part, pixels.send(rows), *drawn)
+
+
+def _erased(pixels: Pixels, parts: Parts, box: Array, fill: Sequence[float]) -> Parts:
+    colour = pixels.send(np.round(255 * np.array(fill)).astype(np.uint8))
+    for index, part in parts:
+        yield index, augment.erased(part, pixels.send(box[index]), colour)

@@ -2,24 +2,28 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dop_fast import models, runs, seeding
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
-from dop_fast.training.accuracy import measure
-from dop_fast.training.checkpoint import Checkpoint
+from dop_fast.training.accuracy import Accuracy, measure
+from dop_fast.training.board import Board
+from dop_fast.training.checkpoint import Checkpoint, Saved, keep_epoch
 from dop_fast.training.loader import Pixels, training_batches, training_order
+from dop_fast.training.state import State
 from dop_fast.training.step import Step
+from dop_fast.types import Track, untracked
 
 CHECK_STEPS = 100  # a look at the loss waits for the device
 
@@ -38,7 +42,8 @@ class Epoch:
     """One finished epoch, the first is 1; accuracies are shares of the validation images.
 
     `lr` is that of the last step, `images_per_s` the speed of training, `time_s` the time of
-    training and validation.
+    training and validation, `sparsity` the share of prunable weights that the mask removes. The
+    last three are of the running average of the weights, where there is one.
     """
 
     epoch: int
@@ -49,15 +54,36 @@ class Epoch:
     top5: float
     images_per_s: float
     time_s: float
+    sparsity: float
+    ema_top1: float | None = None
+    ema_top5: float | None = None
+    ema_loss: float | None = None
+
+    @property
+    def best_top1(self) -> float:
+        """Top-1 of the running average, where there is one: it is what epochs are compared by."""
+        return self.top1 if self.ema_top1 is None else self.ema_top1
+
+
+class Fitted(NamedTuple):
+    """What a training comes to: all its epochs, and the names of images that it left out."""
+
+    epochs: tuple[Epoch, ...]
+    unreadable: tuple[str, ...]
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Return the rate at `step`, from 0, of `steps` in the whole training.
 
-    It falls tenfold at each milestone, a share of the steps, and rises linearly in the warm-up.
+    It rises linearly in the warm-up. By steps it falls tenfold at each milestone, a share of all
+    steps; as a cosine it falls from the end of the warm-up to zero.
     """
+    warm = config.warmup * steps
+    rise = min(1.0, (step + 1) / warm) if warm else 1.0
+    if config.schedule == "cosine":
+        gone = (step - warm) / (steps - warm) if step > warm else 0.0
+        return config.lr * (1 + math.cos(math.pi * gone)) / 2 * rise
     falls = sum(step / steps >= milestone for milestone in config.milestones)
-    rise = min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else 1.0
     return config.lr / 10.0**falls * rise
 
 
@@ -71,29 +97,56 @@ def fit(
     seed: int,
     device: torch.device,
     about: Mapping[str, str],
-) -> Iterator[Epoch]:
+    track: Track = untracked,
+) -> Generator[Epoch, None, Fitted]:
     """Train the model in place, on the device, and yield every epoch; iterate to the end.
 
     A training that was interrupted in `folder` goes on after its last epoch, on one CPU exactly
     as if it had not been interrupted; epochs of before are yielded again. Weights that `masks`
     removes are zero after every step, and so is their momentum. `about` is kept with the final
-    weights, see `models.save_weights`. Raises ModelError where the loss stops being finite,
-    StoreError where the folder holds another training.
+    weights, see `models.save_weights`; `track` sees every step. Raises ModelError where the loss
+    stops being finite, DataError where too many images are unreadable, StoreError where the
+    folder holds another training or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = _Trainer(model, data, config, masks, seed, device)
     checkpoint = Checkpoint(folder, _identity(data, config, masks, seed, about))
-    rows = checkpoint.restore(model, trainer.step.optimizer)
-    runs.write_metrics(folder, rows)
-    yield from (Epoch(**row) for row in rows)
-    while len(rows) < config.epochs:
-        record = trainer.epoch(len(rows) + 1)
-        rows.append(asdict(record))
-        checkpoint.save(model, trainer.step.optimizer, masks, rows)
-        runs.write_metrics(folder, rows)
-        yield record
+    epochs = trainer.restore(checkpoint.read())
+    publish = _Publisher(folder, trainer.state, config, about)
+    publish(epochs)
+    yield from epochs
+    while len(epochs) < config.epochs:
+        epochs.append(trainer.epoch(len(epochs) + 1, track))
+        rows = [_row(epoch) for epoch in epochs]
+        checkpoint.save(Saved(trainer.state.tensors(), rows, trainer.unreadable()))
+        publish(epochs)
+        yield epochs[-1]
     models.save_weights(folder / runs.WEIGHTS, model, about)
+    if config.ema:
+        models.save_tensors(folder / runs.AVERAGE, trainer.state.averaged(), about)
+    return Fitted(tuple(epochs), tuple(trainer.unreadable()))
+
+
+class _Publisher:
+    """Writes what follows from a checkpoint: a kill in between costs nothing."""
+
+    def __init__(
+        self, folder: Path, state: State, config: TrainConfig, about: Mapping[str, str]
+    ) -> None:
+        self.folder, self.state, self.about = folder, state, about
+        self.every = config.keep_every
+        self.board = Board(folder / runs.BOARD) if config.tensorboard else None
+
+    def __call__(self, epochs: list[Epoch]) -> None:
+        rows = [_row(epoch) for epoch in epochs]
+        runs.write_metrics(self.folder, rows)
+        if self.board:
+            self.board.write(rows)
+        if epochs:
+            weights = self.state.averaged() or self.state.model.state_dict()
+            tops = [epoch.best_top1 for epoch in epochs]
+            keep_epoch(self.folder, weights, tops, self.every, self.about)
 
 
 class _Trainer:
@@ -108,31 +161,46 @@ class _Trainer:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.model, self.data, self.config = model, data.config, config
+        self.data, self.config = data.config, config
         self.seed, self.device = seed, device
         self.train = Pixels(data.train, config.workers, device)
         self.val = Pixels(data.val, config.workers, device)
-        self.step = Step(model, data.config, config, masks)
+        step, average = Step(model, data.config, config, masks), None
+        if config.ema:
+            decay = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+            average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+        self.state = State(model, step, average, masks)
+        self.found_before: list[str] = []
 
-    def epoch(self, number: int) -> Epoch:
+    def restore(self, saved: Saved | None) -> list[Epoch]:
+        """Go on from what is stored, and return its epochs."""
+        if saved is None:
+            return []
+        self.state.fill(saved.tensors)
+        self.found_before = saved.unreadable
+        return [Epoch(**row) for row in saved.epochs]
+
+    def unreadable(self) -> list[str]:
+        """Return the names of images that cannot be read, as far as they are known."""
+        found = [
+            part.images.names[index]
+            for part in (self.train, self.val)
+            for index in sorted(part.unreadable)
+        ]
+        return list(dict.fromkeys([*self.found_before, *found]))
+
+    def epoch(self, number: int, track: Track) -> Epoch:
         """Train for an epoch, from 1, and measure."""
-        config, start = self.config, time.perf_counter()
-        chunks = training_order(len(self.train.images), config.batch_size, self.seed, number)
-        before, steps = (number - 1) * len(chunks), config.epochs * len(chunks)
-        batches = training_batches(self.train, chunks, config.augment, self.seed, number)
-        losses: list[Tensor] = []
-        self.model.train()
-        with _seeded(seeding.derive(self.seed, "train", number), self.device):
-            for at, (pixels, labels) in enumerate(batches):
-                lr = learning_rate(config, before + at, steps)
-                losses.append(self.step(pixels, labels, lr))
-                if at % CHECK_STEPS == 0 or at == len(chunks) - 1:
-                    _check(float(losses[-1]), number, lr)
-        sizes = torch.tensor([len(chunk) for chunk in chunks], dtype=torch.float64)
-        loss = float(torch.stack(losses).cpu().double() @ sizes / sizes.sum())
+        start = time.perf_counter()
+        loss, lr, count = self._train(number, track)
         train_s = time.perf_counter() - start
-        found = measure(self.model, self.val, self.data, config.batch_size, config.amp)
-        _check(loss + found.loss, number, lr)
+        found = self._measure(self.state.model)
+        if not math.isfinite(found.loss):
+            raise _diverged(found.loss, f"the end of epoch {number}", lr, number)
+        averaged = {}
+        if self.state.average:
+            ema = self._measure(self.state.average.module)
+            averaged = {"ema_top1": ema.top1, "ema_top5": ema.top5, "ema_loss": ema.loss}
         return Epoch(
             epoch=number,
             lr=lr,
@@ -140,17 +208,60 @@ class _Trainer:
             val_loss=found.loss,
             top1=found.top1,
             top5=found.top5,
-            images_per_s=float(sizes.sum()) / train_s,
+            images_per_s=count / train_s,
             time_s=time.perf_counter() - start,
+            sparsity=self.state.masks.sparsity if self.state.masks else 0.0,
+            **averaged,
         )
 
+    def _train(self, number: int, track: Track) -> tuple[float, float, int]:
+        """Return the epoch's mean loss, its last learning rate and how many images it saw."""
+        config, state = self.config, self.state
+        chunks = training_order(len(self.train.images), config.batch_size, self.seed, number)
+        before, steps = (number - 1) * len(chunks), config.epochs * len(chunks)
+        batches = training_batches(
+            self.train, chunks, config.augment, self.seed, number,
+            erasing=config.random_erasing, fill=self.data.mean,
+        )  # fmt: skip
+        losses: list[Tensor] = []
+        rates: list[float] = []
+        sizes: list[int] = []
+        state.model.train()
+        with _seeded(seeding.derive(self.seed, "train", number), self.device):
+            for pixels, labels in track(batches, f"epoch {number}/{config.epochs}", len(chunks)):
+                rates.append(learning_rate(config, before + len(rates), steps))
+                sizes.append(len(labels))
+                losses.append(state.step(pixels, labels, rates[-1]))
+                if state.average:
+                    state.average.update_parameters(state.model)
+                if len(losses) % CHECK_STEPS == 1:
+                    _check(losses, rates, number)
+        _check(losses, rates, number)
+        weights = torch.tensor(sizes, dtype=torch.float64)
+        loss = float(torch.stack(losses).cpu().double() @ weights / weights.sum())
+        return loss, rates[-1], sum(sizes)
 
-def _check(loss: float, epoch: int, lr: float) -> None:
-    if not math.isfinite(loss):
-        raise ModelError(
-            f"the loss became {loss} in epoch {epoch}, at a learning rate of {lr:g}",
-            f"try --lr {lr / 10:g} or --warmup 0.05, and --force to start over",
-        )
+    def _measure(self, model: nn.Module) -> Accuracy:
+        return measure(model, self.val, self.data, self.config.batch_size, self.config.amp)
+
+
+def _row(epoch: Epoch) -> dict[str, Any]:
+    return {key: value for key, value in asdict(epoch).items() if value is not None}
+
+
+def _check(losses: list[Tensor], rates: list[float], epoch: int) -> None:
+    if not math.isfinite(float(losses[-1])):
+        first = int((~torch.stack(losses).isfinite()).nonzero()[0])
+        where = f"step {first + 1} of epoch {epoch}"
+        raise _diverged(float(losses[first]), where, rates[first], epoch)
+
+
+def _diverged(loss: float, where: str, lr: float, epoch: int) -> ModelError:
+    kept = f"; what it was after epoch {epoch - 1} is kept until then" if epoch > 1 else ""
+    return ModelError(
+        f"the loss became {loss} at {where}, at a learning rate of {lr:g}",
+        f"try --lr {lr / 10:g}, --warmup 0.05 or --amp off, with --force to start over{kept}",
+    )
 
 
 def _identity(
@@ -163,7 +274,7 @@ def _identity(
     """Return what must be equal for a checkpoint to be of this training."""
     settings = config.to_dict()
     return {
-        **{key: settings[key] for key in settings.keys() - runs.SPEED_ONLY},
+        **{key: settings[key] for key in settings.keys() - runs.WITHOUT_EFFECT},
         "seed": seed,
         "mask": models.fingerprint(masks.masks) if masks else "",
         "data": [data.train.fingerprint, data.val.fingerprint, data.config.mean, data.config.std],

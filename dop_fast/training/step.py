@@ -24,7 +24,7 @@ class Step:
     def __init__(
         self, model: nn.Module, data: DataConfig, config: TrainConfig, masks: MaskSet | None
     ) -> None:
-        self.data = data
+        self.data, self.smoothing = data, config.label_smoothing
         self.device = next(model.parameters()).device
         self.dtype = training_type(self.device, config.amp)
         self.forward: Callable[[Tensor], Tensor] = model
@@ -36,6 +36,7 @@ class Step:
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
         )
         # only float16 is so narrow that small gradients vanish
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -46,7 +47,7 @@ class Step:
             group["lr"] = lr
         with autocast(self.device, self.dtype):
             logits = self.forward(normalise(pixels, self.data.mean, self.data.std))
-        loss = cross_entropy(logits.float(), labels)
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
