@@ -1,6 +1,7 @@
 """`dopfast prune` as a whole: rounds, variants, both definitions of sparsity, going on."""
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
-from dop_fast import criteria, masks, pipeline, sanity, sweep
+from dop_fast import criteria, masks, pipeline, residual, sanity, sweep, training
 from dop_fast.cli.main import dopfast
-from dop_fast.config import ModelConfig, PruneConfig, SanityConfig
+from dop_fast.config import ModelConfig, PruneConfig, SanityConfig, TrainConfig
 from dop_fast.errors import ConfigError, ModelError, StoreError
 from dop_fast.patches import material
 from dop_fast.sweep import definition
@@ -162,6 +164,29 @@ def test_a_network_without_branches_is_refused_for_sbp_sr_by_all_before_they_beg
         with pytest.raises(ModelError, match="no residual branches for SBP-SR") as refused:
             begin()
         assert "another criterion" in refused.value.hint
+
+
+def test_sbp_sr_is_trained_with_scaled_branches_also_where_training_goes_on(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, scaled = training.fit, []
+
+    def watched(model: nn.Module, *given: Any, **named: Any) -> Iterator[Any]:
+        ends, ones = residual.branch_ends(model), torch.ones(1, 16, 4, 4)
+        found = ends[0].eval()(ones) / nn.BatchNorm2d(16).eval()(ones)
+        scaled.append(torch.allclose(found, ones * len(ends) ** -0.5))
+        yield from fit(model, *given, **named)
+
+    monkeypatch.setattr(training, "fit", watched)
+    asked = PruneConfig(criterion="sbp-sr", material="images", per_class=2)
+    path, kept, _ = pipeline.prune(space, asked, 0, CPU)
+    folder = pipeline.run_folder(space, path.stem, "", 0)
+    config = TrainConfig(epochs=2, amp="off")
+    begun = pipeline.finetune(space, config, (path.stem, kept), folder, 0, CPU)
+    next(begun)
+    begun.close()
+    deque(pipeline.finetune(space, config, (path.stem, kept), folder, 0, CPU), maxlen=0)
+    assert scaled == [True, True]
 
 
 def test_a_mask_to_be_like_must_be_there_and_of_this_network(space: Workspace) -> None:
