@@ -23,7 +23,7 @@ def step_(
     """Do as `reference.step_` says, reading and writing everything once; gradients stay.
 
     A momentum lies in memory as its weight does; a gradient that does not is copied first. Not
-    float32, or not dense in one of PyTorch's formats: by the reference.
+    float32, or not dense in one of PyTorch's formats, or scaled on a CPU: by the reference.
     """
     masked = [pair for pair in zip(weights, masks, strict=True) if len(pair[1])]
     if masked:
@@ -34,18 +34,18 @@ def step_(
         if weight.stride() != momentum.stride():
             raise ValueError("a momentum has to lie in memory as its weight does")
     columns = (weights, gradients, momenta)
-    if any(x.dtype != torch.float32 for column in columns for x in column) or not all(
-        map(_dense, weights)
-    ):
+    on_gpu = bool(weights) and weights[0].is_cuda
+    single = all(x.dtype == torch.float32 for column in columns for x in column)
+    if not single or not all(map(_dense, weights)) or (scaling is not None and not on_gpu):
         reference.step_(weights, gradients, momenta, masks, rule, scaling)
         return
     gradients = [_like(g, w) for g, w in zip(gradients, weights, strict=True)]
-    if weights and weights[0].is_cuda:
+    if on_gpu:
         from dop_fast.kernels.masked_step import gpu
 
         gpu.step_(weights, gradients, momenta, masks, rule, scaling)
     else:
-        cpu.step_(weights, gradients, momenta, masks, rule, scaling)
+        cpu.step_(weights, gradients, momenta, masks, rule)
 
 
 def _dense(weight: Tensor) -> bool:
