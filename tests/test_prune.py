@@ -98,11 +98,13 @@ def test_masks_of_other_rules_have_other_names(space: Workspace) -> None:
         PruneConfig(criterion="grasp", material="images", per_class=2, variant="published",
                     count="published"),
         PruneConfig(criterion="magnitude", definition="all"),
+        PruneConfig(criterion="magnitude", min_layer_density=0.01),
     ]  # fmt: skip
     names = [pipeline.prune(space, config, 0, CPU)[0].stem for config in configs]
     assert names == [
         "iter-snip-4r-images-0.9-s0", "snip-images-0.9-s0", "snip-published-images-0.9-s0",
         "grasp-published-published-images-0.9-s0", "magnitude-0.9all-s0",
+        "magnitude-floor0.01-0.9-s0",
     ]  # fmt: skip
     total = masks.load(space.masks / f"{names[0]}.safetensors").total
     kept = [masks.load(space.masks / f"{name}.safetensors").kept for name in names]
@@ -166,16 +168,16 @@ def test_a_network_without_branches_is_refused_for_sbp_sr_by_all_before_they_beg
         assert "another criterion" in refused.value.hint
 
 
-def test_sbp_sr_is_trained_with_scaled_branches_also_where_training_goes_on(
+def test_sbp_sr_is_trained_with_scaled_branches_where_training_goes_on_and_as_its_control(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, scaled = training.fit, []
 
-    def watched(model: nn.Module, *given: Any, **named: Any) -> Iterator[Any]:
+    def watched(model: nn.Module, *given: Any, **named: Any) -> Generator[Any, None, Any]:
         ends, ones = residual.branch_ends(model), torch.ones(1, 16, 4, 4)
         found = ends[0].eval()(ones) / nn.BatchNorm2d(16).eval()(ones)
         scaled.append(torch.allclose(found, ones * len(ends) ** -0.5))
-        yield from fit(model, *given, **named)
+        return (yield from fit(model, *given, **named))
 
     monkeypatch.setattr(training, "fit", watched)
     asked = PruneConfig(criterion="sbp-sr", material="images", per_class=2)
@@ -186,7 +188,11 @@ def test_sbp_sr_is_trained_with_scaled_branches_also_where_training_goes_on(
     next(begun)
     begun.close()
     deque(pipeline.finetune(space, config, (path.stem, kept), folder, 0, CPU), maxlen=0)
-    assert scaled == [True, True]
+    control = PruneConfig(criterion="same-densities", like=path.stem)
+    like, random, _ = pipeline.prune(space, control, 0, CPU)
+    folder = pipeline.run_folder(space, like.stem, "", 0)
+    next(pipeline.finetune(space, config, (like.stem, random), folder, 0, CPU))
+    assert scaled == [True, True, True]
 
 
 def test_a_mask_to_be_like_must_be_there_and_of_this_network(space: Workspace) -> None:
@@ -195,6 +201,7 @@ def test_a_mask_to_be_like_must_be_there_and_of_this_network(space: Workspace) -
     drawn, same, _ = pipeline.prune(space, config, 1, CPU)
     assert drawn.stem == f"same-densities-{path.stem}-s1"
     assert [row.kept for row in same.layers()] == [row.kept for row in kept.layers()]
+    assert same.about["sparsity"] == 0.8  # as asked for, though some 0.8000004 are gone
     with pytest.raises(StoreError, match="no mask random") as refused:
         pipeline.prune(space, replace(config, like="random-0.8-s1"), 0, CPU)
     assert refused.value.hint == "did you mean 'random-0.8-s0'?"

@@ -95,6 +95,7 @@ class _Task:
         parts += [config.variant] if config.variant != "clean" else []
         parts += [config.count] if config.count != "exact" else []
         parts += [f"{config.rounds}r"] if config.rounds else []
+        parts += [f"floor{config.min_layer_density:g}"] if config.min_layer_density else []
         parts += [self.kind] if self.kind != "none" else []
         if self.like:
             return "-".join([*parts, config.like, f"s{self.seed}"])
@@ -104,11 +105,14 @@ class _Task:
     def about(self) -> dict[str, Any]:
         """Return what the mask is made from, as its file says; `LATER` comes when it is made."""
         source = {"patches": _source(self.store, self.kind)} if self.criterion.NEEDS_DATA else {}
+        asked = self.like.about if self.like else {}
+        if self.like:  # trained as what it is compared with
+            source["prepared"] = _preparing(self.like)
         return {
             "criterion": self.config.criterion,
             "material": self.kind,
             "settings": self.config.to_dict(),
-            "sparsity": self.config.sparsity,
+            "sparsity": asked.get("sparsity", self.config.sparsity),
             "rounds": self.plan.rounds,
             "seed": self.seed,
             "model": self.workspace.model.name,
@@ -178,6 +182,11 @@ def _like(workspace: Workspace, config: PruneConfig, model: nn.Module) -> MaskSe
     like = open_mask(workspace, config.like)[1]
     masks.check_fit(model, like)
     return like
+
+
+def _preparing(mask: MaskSet) -> str:
+    """Return the criterion that a mask's network was prepared for, if it says one."""
+    return str(mask.about.get("prepared") or mask.about.get("criterion", LIKENED))
 
 
 def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
@@ -276,7 +285,7 @@ def finetune(
             "make one for this workspace: dopfast prune --force",
         )
     if kept:
-        _prepare(criteria.load(kept.about["criterion"]), model)
+        _prepare(criteria.load(_preparing(kept)), model)
     facts = {
         "model": workspace.model.name,
         "mask": name,
