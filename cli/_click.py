@@ -315,8 +315,9 @@ def failures(argv: list[str]) -> Iterator[None]:
         yield
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail(argv, "interrupted", "interrupted; what is finished is kept",
+    except (click.Abort, KeyboardInterrupt) as error:
+        said = str(error.__cause__ or error)  # Click's Abort is caused by the interruption
+        _fail(argv, "interrupted", said or "interrupted; what is finished is kept",
               "run the same command again to go on")  # fmt: skip
         sys.exit(INTERRUPTED)
     except click.ClickException as error:

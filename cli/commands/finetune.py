@@ -2,7 +2,7 @@
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, settings
+from dop_fast.cli._click import Call, Option, Outcome, command, settings, track
 from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 
@@ -20,7 +20,7 @@ def finetune(call: Call, config: TrainConfig, mask: str, dense: bool, name: str)
     The paper's recipe or another, scaled to the epochs asked for; goes on where it stopped.
     """
     from dop_fast import pipeline
-    from dop_fast.cli._epochs import follow
+    from dop_fast.cli._epochs import best, follow, left_out
 
     if dense and mask:
         raise click.UsageError("--dense takes no --mask")
@@ -28,12 +28,16 @@ def finetune(call: Call, config: TrainConfig, mask: str, dense: bool, name: str)
     folder = pipeline.run_folder(call.workspace, chosen[0] if chosen else "", name, call.seed)
     epochs = pipeline.finetune(call.workspace, config, chosen, folder, call.seed,
                                pipeline.device_of(call.device), force=call.force,
-                               sources=call.sources)  # fmt: skip
+                               sources=call.sources, track=track)  # fmt: skip
     result = follow(epochs, config.epochs)
     return Outcome(
         result={**result, "run": folder.name},
-        lines=(f"{folder.name}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}",),
+        lines=(
+            f"{folder.name}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, "
+            f"{best(result)}",
+        ),
         read=(call.workspace.data.path, *([f"mask {chosen[0]}"] if chosen else [])),
         wrote=(str(folder),),
+        warnings=left_out(result),
         next="dopfast report",
     )

@@ -26,7 +26,7 @@ def sanity(call: Call, config: SanityConfig, finetune: bool) -> Outcome:
     short = checks.measure(study, force=call.force, track=track)
     checks.compare(study, force=call.force, track=track)
     if finetune:
-        follow(checks.train(study, force=call.force))
+        follow(checks.train(study, force=call.force, track=track))
     content = checks.read(study.path)
     curves = reliability.curves(content)
     found = (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, table
+from dop_fast.cli._click import Call, Option, Outcome, command, table, track
 
 if TYPE_CHECKING:
     from dop_fast.sweep import Book
@@ -38,7 +38,7 @@ def sweep(call: Call, file: str, model: str, dry_run: bool) -> Outcome:
     if dry_run:
         return _preview(book)
     steps = run(book, pipeline.device_of(call.device), force=call.force,
-                after_cell=lambda: write(book))  # fmt: skip
+                after_cell=lambda: write(book), track=track)  # fmt: skip
     with closing(steps):  # an interrupted sweep gives its claim back
         done_here = follow(steps, book.sweep.finetune.epochs)
     results, wrote = write(book)

@@ -1,6 +1,6 @@
 """`dopfast train`: a dense teacher."""
 
-from dop_fast.cli._click import Call, Outcome, command, settings
+from dop_fast.cli._click import Call, Outcome, command, settings, track
 from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 
@@ -11,15 +11,16 @@ from dop_fast.config import TrainConfig
 def train(call: Call, config: TrainConfig) -> Outcome:
     """Train the teacher whose concepts are extracted."""
     from dop_fast import pipeline
-    from dop_fast.cli._epochs import follow
+    from dop_fast.cli._epochs import best, follow, left_out
 
     result = follow(pipeline.train(call.workspace, config, call.seed,
                                    pipeline.device_of(call.device), force=call.force,
-                                   sources=call.sources), config.epochs)  # fmt: skip
+                                   sources=call.sources, track=track), config.epochs)  # fmt: skip
     return Outcome(
         result=result,
-        lines=(f"teacher: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}",),
+        lines=(f"teacher: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, {best(result)}",),
         read=(call.workspace.data.path,),
         wrote=(str(call.workspace.teacher_weights),),
+        warnings=left_out(result),
         next="dopfast extract",
     )

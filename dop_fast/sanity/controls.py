@@ -155,7 +155,7 @@ def permuted(material: Material, per_class: int, seed: int) -> Material:
 
 
 def train(
-    study: Study, *, force: bool = False
+    study: Study, *, force: bool = False, track: Track = untracked
 ) -> Generator[str | Epoch, None, dict[str, dict[str, float]]]:
     """Train every control as `finetune` would, by dopfast.toml; return their results by run.
 
@@ -173,7 +173,7 @@ def train(
                     yield f"train: {run}, {config.epochs} epochs"
                     found[run] = yield from pipeline.finetune(
                         study.workspace, config, (run, kept), study.workspace.runs / run,
-                        study.seed, study.device, force=force,
+                        study.seed, study.device, force=force, track=track,
                     )  # fmt: skip
                 key = f"{criterion}/{material}/{name}"
                 top1 = found[run]["top1"]

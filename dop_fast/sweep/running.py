@@ -19,6 +19,7 @@ from dop_fast.sweep.cells import Cell, Row, cells
 from dop_fast.sweep.claims import Claim, Claims
 from dop_fast.sweep.definition import Sweep
 from dop_fast.training import Epoch
+from dop_fast.types import Track, untracked
 from dop_fast.workspace import Workspace
 
 Steps = Generator[str | Epoch, None, tuple[str, ...]]
@@ -144,6 +145,7 @@ def run(
     *,
     force: bool = False,
     after_cell: Callable[[], object] = lambda: None,
+    track: Track = untracked,
 ) -> Steps:
     """Do every cell that is free, one after the other; `after_cell` follows each.
 
@@ -173,7 +175,7 @@ def run(
                     continue
                 place = 1 + sum(book.run(other) is not None for other in book.cells)
                 yield f"{place} of {len(book.cells)}: {cell.run}"
-                finished = yield from _do(book, cell, claim, device)
+                finished = yield from _do(book, cell, claim, device, track)
             except DopFastError as error:
                 book.claims.fail(claim.key, f"{error.message}; {error.hint}")
                 yield f"failed: {error.message}"
@@ -229,14 +231,14 @@ def _clear(book: Book) -> None:
 
 
 def _do(
-    book: Book, cell: Cell, claim: Claim, device: torch.device
+    book: Book, cell: Cell, claim: Claim, device: torch.device, track: Track
 ) -> Generator[str | Epoch, None, bool]:
     """Prune and train one cell; return False where it was taken over by another process."""
     space = book.workspace(cell.row)
     mask = (cell.mask, _prune(book, cell, device)) if cell.row else None
     folder = pipeline.run_folder(space, cell.mask, cell.run, cell.seed)
     epochs = pipeline.finetune(
-        space, book.sweep.finetune, mask, folder, cell.seed, device,
+        space, book.sweep.finetune, mask, folder, cell.seed, device, track=track,
         sources=dict.fromkeys(book.sweep.finetune.to_dict(), f"sweep {book.sweep.name}"),
     )  # fmt: skip
     for epoch in epochs:
