@@ -31,7 +31,7 @@ GOALS = {"cpu": 2.2, "cuda": 5.0}
 HELD_GOAL, BUSY_GOAL = 1 / 1.01, 0.9
 CASES = {
     "cpu": (("resnet20", 32, 128), ("resnet32", 32, 128), ("resnet18", 224, 16),
-            ("resnet50", 224, 16)),
+            ("resnet50", 224, 8)),
     "cuda": (("resnet20", 32, 128), ("resnet18", 224, 128), ("resnet50", 224, 128)),
 }  # fmt: skip
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
@@ -293,11 +293,13 @@ def rows_on(bench: Bench, data: Path | None) -> Iterable[Row]:
     if data is None:
         print("left out: the loader, whose images are not here")
         return
-    many, few = (640, 64) if bench.quick else (2560, 128)
+    many, few = (640, 32) if bench.quick else (2560, 128)
     if bench.device.type == "cuda":
         many, few = 50_000, 3_000
     yield from epochs_of(bench, "resnet20", data / "cifar10.zip", 32, (many, 128))
-    yield from epochs_of(bench, "resnet18", data / "flowers.zip", 224, (few, 32))
+    yield from epochs_of(
+        bench, "resnet18", data / "flowers.zip", 224, (few, 16 if few < 128 else 32)
+    )
 
 
 def main() -> None:

@@ -376,7 +376,10 @@ class TrainConfig(StageConfig):
         0.0, "share of the images that lose a random box, to the mean colour", low=0, high=1,
         panel="Data",
     )  # fmt: skip
-    workers: int = setting(0, "processes that load images; 0: this one", low=0, panel="Data")
+    workers: int = setting(
+        -1, "processes that load images; 0: this one; -1: a GPU's share of the cores, 16 at most, "
+        "none on a CPU, which training keeps busy anyway", low=-1, panel="Data",
+    )  # fmt: skip
     amp: str = setting(
         "auto", "autocast: bf16 where the device computes in it, else fp16 on a GPU, off on a CPU",
         choices=("auto", "bf16", "fp16", "off"), panel="Compute",

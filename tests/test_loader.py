@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -149,3 +150,18 @@ def test_only_a_last_batch_of_one_image_is_left_out(
 def test_each_epoch_has_its_own_order() -> None:
     one, same, two = (loader.training_order(50, 50, 0, epoch)[0] for epoch in (1, 1, 2))
     assert np.array_equal(one, same) and not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "gpus", "expected"),
+    [
+        (-1, "cpu", 0, 0), (3, "cpu", 0, 3), (0, "cuda", 1, 0), (-1, "cuda", 1, 12),
+        (-1, "cuda", 4, 3), (-1, "cuda", 16, 1),
+    ],
+)  # fmt: skip
+def test_a_gpu_has_its_share_of_the_cores_to_load_images(
+    workers: int, device: str, gpus: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert loader.readers(workers, torch.device(device)) == expected

@@ -115,7 +115,7 @@ def test_training_steps_are_those_of_plain_sgd(tmp_path: Path) -> None:
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("amp", ["off", "auto"])
+@pytest.mark.parametrize("amp", ["off", "auto", "fp16"])
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, amp: str) -> None:
     config = replace(CONFIG, amp=amp)
     whole, broken, resumed = network(), network(), network()

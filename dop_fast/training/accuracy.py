@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast.config import DataConfig
+from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.images import ImageSet, normalise
 from dop_fast.precision import autocast, training_type
 from dop_fast.training.loader import Pixels, split
@@ -35,7 +35,7 @@ def evaluate(
 ) -> Accuracy:
     """Measure the model, which is moved to the device, in eval mode; its mode is restored."""
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return measure(model, Pixels(images, 0, device), data, batch_size, amp)
+    return measure(model, Pixels(images, TrainConfig().workers, device), data, batch_size, amp)
 
 
 def measure(

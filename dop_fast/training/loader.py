@@ -1,5 +1,6 @@
 """Batches of pixels, on the device: from memory where the set is small, else read as needed."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from dop_fast.training import augment
 from dop_fast.types import Array
 
 HOLD_BYTES = 2**30
+MOST_READERS = 16
 CHUNK = 256  # images read at a time to fill the memory
 UNREADABLE_SHARE = 0.01  # of a set's images; more of them stop a training
 Failed: TypeAlias = dict[int, DataError]
@@ -72,7 +74,7 @@ class Pixels:
         loader = DataLoader(
             _Chunks(read, chunks),
             batch_size=None,
-            num_workers=self.workers,
+            num_workers=readers(self.workers, self.device),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global stream
         )
@@ -119,6 +121,14 @@ class _Chunks(Dataset[tuple[Array, Failed] | DopFastError]):
             return self.read(self.chunks[position])
         except DopFastError as error:  # raised in a worker, it would lose its hint
             return error
+
+
+def readers(workers: int, device: torch.device) -> int:
+    """Return how many processes load images; `workers` as in `TrainConfig`."""
+    if workers >= 0 or device.type != "cuda":
+        return max(0, workers)
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MOST_READERS, max(1, (free or 1) // torch.cuda.device_count()))
 
 
 def split(order: Array, batch_size: int) -> list[Array]:
