@@ -293,13 +293,11 @@ def rows_on(bench: Bench, data: Path | None) -> Iterable[Row]:
     if data is None:
         print("left out: the loader, whose images are not here")
         return
-    many, few = (640, 32) if bench.quick else (2560, 128)
+    small, large = ((640, 128), (32, 16)) if bench.quick else ((2560, 128), (128, 16))
     if bench.device.type == "cuda":
-        many, few = 50_000, 3_000
-    yield from epochs_of(bench, "resnet20", data / "cifar10.zip", 32, (many, 128))
-    yield from epochs_of(
-        bench, "resnet18", data / "flowers.zip", 224, (few, 16 if few < 128 else 32)
-    )
+        small, large = (50_000, 128), (3_000, 128)
+    yield from epochs_of(bench, "resnet20", data / "cifar10.zip", 32, small)
+    yield from epochs_of(bench, "resnet18", data / "flowers.zip", 224, large)
 
 
 def main() -> None:
