@@ -46,7 +46,7 @@ class MaskedSGD(torch.optim.SGD):
             [self._momentum(weight) for weight, _ in moving],
             [mask for _, mask in moving],
             rule,
-            self._scaling(),
+            scaling=self._scaling(),
         )
 
     def _scaling(self) -> tuple[Tensor, Tensor] | None:

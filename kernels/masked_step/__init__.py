@@ -18,6 +18,7 @@ def step_(
     momenta: Sequence[Tensor],
     masks: Sequence[Tensor],
     rule: Rule,
+    *,
     scaling: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Do as `reference.step_` says, reading and writing everything once; gradients stay.
@@ -37,13 +38,13 @@ def step_(
     on_gpu = bool(weights) and weights[0].is_cuda
     single = all(x.dtype == torch.float32 for column in columns for x in column)
     if not single or not all(map(_dense, weights)) or (scaling is not None and not on_gpu):
-        reference.step_(weights, gradients, momenta, masks, rule, scaling)
+        reference.step_(weights, gradients, momenta, masks, rule, scaling=scaling)
         return
     gradients = [_like(g, w) for g, w in zip(gradients, weights, strict=True)]
     if on_gpu:
         from dop_fast.kernels.masked_step import gpu
 
-        gpu.step_(weights, gradients, momenta, masks, rule, scaling)
+        gpu.step_(weights, gradients, momenta, masks, rule, scaling=scaling)
     else:
         cpu.step_(weights, gradients, momenta, masks, rule)
 

@@ -18,6 +18,7 @@ def step_(
     momenta: Sequence[Tensor],
     masks: Sequence[Tensor],
     rule: Rule,
+    *,
     scaling: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Do as `reference.step_` does to dense float32, all of a parameter in one order.

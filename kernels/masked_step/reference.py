@@ -28,6 +28,7 @@ def step_(
     momenta: Sequence[Tensor],
     masks: Sequence[Tensor],
     rule: Rule,
+    *,
     scaling: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Update weights and momenta in place; both are exactly 0 where a bit is 0, whatever g is.

@@ -26,6 +26,7 @@ def by_gpu(
     momenta: Sequence[Tensor],
     masks: Sequence[Tensor],
     rule: Rule,
+    *,
     scaling: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Run the Triton kernel, on a GPU or interpreted."""
@@ -37,7 +38,7 @@ def by_gpu(
     device = "cpu" if interpreted else "cuda"
     columns = [[x.to(device) for x in column] for column in (weights, gradients, momenta, masks)]
     scalars = None if scaling is None else (scaling[0].to(device), scaling[1].to(device))
-    gpu.step_(columns[0], columns[1], columns[2], columns[3], rule, scalars)
+    gpu.step_(columns[0], columns[1], columns[2], columns[3], rule, scaling=scalars)
     for column, moved in ((weights, columns[0]), (momenta, columns[2])):
         for value, found in zip(column, moved, strict=True):
             value.copy_(found)
@@ -99,7 +100,7 @@ def test_a_step_is_torchs_with_the_mask_applied(
     if scale:
         gradients = [scale * gradient for gradient in gradients]
         scaling = torch.tensor(scale), torch.tensor(0.0)
-    by(weights, gradients, momenta, packed(kept), rule, scaling)
+    by(weights, gradients, momenta, packed(kept), rule, scaling=scaling)
     for weight, momentum, value in zip(weights, momenta, expected, strict=True):
         torch.testing.assert_close(weight.double(), value[0], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(momentum.double(), value[1], rtol=1e-6, atol=1e-6)
@@ -139,7 +140,7 @@ def test_a_gradient_that_overflowed_leaves_all_as_it_is(by: Step) -> None:
     gradients[0].fill_(INF)
     before = copy.deepcopy((weights, momenta))
     scaling = torch.tensor(65536.0), torch.tensor(1.0)
-    by(weights, gradients, momenta, packed([w > 0 for w in weights]), PLAIN, scaling)
+    by(weights, gradients, momenta, packed([w > 0 for w in weights]), PLAIN, scaling=scaling)
     for found, value in zip((*weights, *momenta), (*before[0], *before[1]), strict=True):
         assert torch.equal(found, value)
 
