@@ -18,17 +18,17 @@ def follow(steps: "Generator[str | Epoch, None, T]", total: int = 0) -> T:
     With --quiet nothing is printed. KeyboardInterrupt says how many epochs are kept.
     """
     quiet, done = click.get_current_context().params.get("quiet"), 0
-    while True:
-        try:
+    try:
+        while True:
             step = next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(_interrupted(done, total)) from error
-        done = 0 if isinstance(step, str) else step.epoch
-        if not quiet:
-            click.echo(step if isinstance(step, str) else _line(step, total), err=True)
+            done = 0 if isinstance(step, str) else step.epoch
+            if not quiet:
+                click.echo(step if isinstance(step, str) else _line(step, total), err=True)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_interrupted(done, total)) from error
 
 
 def left_out(result: Mapping[str, Any]) -> tuple[str, ...]:
