@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dop_fast.config import DataConfig, TrainConfig
+from dop_fast.errors import ModelError
 from dop_fast.masks import MaskSet
 from dop_fast.training.masking import MaskedSGD, check
 from dop_fast.training.step import Step
@@ -150,6 +151,17 @@ def test_a_compiled_step_holds_the_mask(
     for found, expected in layers:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert asked == [mode]
+
+
+def test_a_network_that_does_not_compile_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_compiler(*_: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode: whole(f, backend=without_compiler))
+    with pytest.raises(ModelError, match=r"torch\.compile fails: .*no C\+\+ compiler") as caught:
+        stepped(TrainConfig(compile="on", amp="off"))
+    assert "--compile off" in caught.value.hint
 
 
 def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_falls() -> None:

@@ -1,17 +1,20 @@
 """The arithmetic of one step: forward, loss, backward and SGD with the mask held."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dop_fast.config import DataConfig, TrainConfig
+from dop_fast.errors import ModelError
 from dop_fast.images import normalise
 from dop_fast.masks import MaskSet
 from dop_fast.precision import autocast, training_type
 from dop_fast.training.masking import MaskedSGD
 
+Forward: TypeAlias = Callable[[Tensor], Tensor]
 COMPILED = {"on": "default", "graphs": "reduce-overhead"}  # torch.compile's names
 
 
@@ -27,9 +30,9 @@ class Step:
         self.data, self.smoothing = data, config.label_smoothing
         self.device = next(model.parameters()).device
         self.dtype = training_type(self.device, config.amp)
-        self.forward: Callable[[Tensor], Tensor] = model
+        self.forward: Forward = model
         if config.compile != "off":
-            self.forward = torch.compile(model, mode=COMPILED[config.compile])
+            self.forward = _compiled(model, COMPILED[config.compile])
         self.optimizer = MaskedSGD(
             model,
             masks,
@@ -53,3 +56,19 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
+
+
+def _compiled(forward: Forward, mode: str) -> Forward:
+    from torch._dynamo.exc import BackendCompilerFailed  # heavy: for those who compile
+
+    compiled = torch.compile(forward, mode=mode)
+
+    def call(images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = compiled(images)
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().partition("\n")[0]
+            raise ModelError(f"torch.compile fails: {reason}", "try --compile off") from error
+        return logits
+
+    return call
