@@ -38,7 +38,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise StoreError(
-            f"the disk is full: {path} needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
+            f"the disk is full: {path} needs {size / 1e3:,.0f} kB, {free / 1e3:,.0f} are free",
             "make room and run the same command again: what was there is intact",
         ) from error
     partial.replace(path)

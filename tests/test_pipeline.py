@@ -194,12 +194,53 @@ def test_a_store_of_another_teacher_is_refused(space: Workspace) -> None:
         pipeline.stitch(space, STITCH, 0)
 
 
-def test_a_mask_of_another_model_is_refused(space: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("model", "difference"),
+    [
+        ("resnet32", r"layer1\.3\.conv1\.weight has no mask"),
+        ("resnet32_wide", r"conv1\.weight is \[32, 3, 3, 3\], its mask \[16, 3, 3, 3\]"),
+        ("vgg19_cifar", r"conv1\.weight is not in the model"),
+    ],
+)
+def test_a_mask_of_another_model_is_refused_with_the_difference(
+    space: Workspace, model: str, difference: str
+) -> None:
     name, kept = pipeline.open_mask(space, "")
-    other = dataclasses.replace(space, model=dataclasses.replace(space.model, name="resnet32"))
-    with pytest.raises(StoreError, match="other initial weights"):
+    other = dataclasses.replace(space, model=dataclasses.replace(space.model, name=model))
+    with pytest.raises(ModelError, match=difference):
         drain(pipeline.finetune(other, TRAIN, (name, kept), space.runs / "x", 0, CPU))
     assert not (space.runs / "x").exists()
+
+
+def test_a_mask_of_other_initial_weights_is_refused_with_both_fingerprints(
+    space: Workspace,
+) -> None:
+    name, kept = pipeline.open_mask(space, "")
+    own = kept.about["init"]
+    kept = dataclasses.replace(kept, about={**kept.about, "seed": 1})
+    drawn = models.fingerprint(models.build("resnet20", 3, 1))
+    with pytest.raises(StoreError, match=f"seed 1, fingerprint {own} instead of {drawn}"):
+        drain(pipeline.finetune(space, TRAIN, (name, kept), space.runs / "x", 0, CPU))
+    assert not (space.runs / "x").exists()
+
+
+def test_a_mask_for_another_number_of_classes_is_refused(space: Workspace, tiny_copy: Path) -> None:
+    name, kept = pipeline.open_mask(space, "")
+    for part in ("train", "val"):
+        shutil.rmtree(tiny_copy / part / "red")
+    other = dataclasses.replace(space, data=dataclasses.replace(space.data, path=str(tiny_copy)))
+    with pytest.raises(ModelError, match=r"linear\.weight is \[2, 64\], its mask \[3, 64\]"):
+        drain(pipeline.finetune(other, TRAIN, (name, kept), space.runs / "x", 0, CPU))
+
+
+def test_a_teacher_of_another_number_of_classes_is_refused(
+    space: Workspace, tiny_copy: Path
+) -> None:
+    for part in ("train", "val"):
+        shutil.rmtree(tiny_copy / part / "red")
+    other = dataclasses.replace(space, data=dataclasses.replace(space.data, path=str(tiny_copy)))
+    with pytest.raises(ModelError, match=r"linear\.weight \[3, 64\] instead of \[2, 64\]"):
+        pipeline.extract(other, EXTRACT, 0, CPU, force=True)
 
 
 def test_a_class_too_small_to_extract_from_is_told_at_once(tiny_copy: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_training import CONFIG, DATA, fit, network, untimed
 
 from dop_fast import runs
+from dop_fast.errors import StoreError
 from dop_fast.training import Epoch, checkpoint
 from dop_fast.training.state import State
 from dop_fast.training.step import Step
@@ -78,6 +79,24 @@ def test_the_checkpoint_holds_the_mask_and_nothing_that_runs_code(
     assert kinds == {"model", "momentum", "average", "mask"}
     keep = np.unpackbits(tensors["mask.0.weight"].numpy(), count=216)
     assert np.array_equal(keep == 1, (tensors["model.0.weight"] != 0).flatten().numpy())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_training_goes_on(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    expected = list(fit(tmp_path / "whole", network(), CONFIG))
+    epochs = fit(small_disk / "run", network(), CONFIG)
+    next(epochs)
+    checkpoint = small_disk / "run" / runs.CHECKPOINT
+    stored = checkpoint.read_bytes()
+    with (small_disk / "other").open("wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(StoreError, match=r"the disk is full: .* needs \d+ kB, \d+ are free"):
+        next(epochs)
+    assert checkpoint.read_bytes() == stored
+    (small_disk / "other").unlink()
+    assert untimed(list(fit(small_disk / "run", network(), CONFIG))) == untimed(expected)
 
 
 def test_the_scaler_goes_on_where_it_was() -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from dop_fast import precision, runs, seeding, training
 from dop_fast.config import TrainConfig
 from dop_fast.errors import ModelError, StoreError
-from dop_fast.training import TrainData, loop, masking, step
+from dop_fast.training import TrainData, loader, loop, masking, step
 
 
 class WatchedSGD(masking.MaskedSGD):
@@ -254,6 +254,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path, epoch: int) -> None:
     if epoch == 2:
         epochs = fit(tmp_path, model, CONFIG)
         next(epochs)
+        stored = (tmp_path / runs.CHECKPOINT).read_bytes()
         with torch.no_grad():
             model[8].bias[0] = math.nan  # type: ignore[index, operator]
     else:
@@ -262,6 +263,9 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path, epoch: int) -> None:
         next(epochs)
     assert "--lr" in caught.value.hint
     assert len(runs.metrics(tmp_path)) == epoch - 1
+    if epoch == 2:
+        assert "after epoch 1 is kept" in caught.value.hint
+        assert (tmp_path / runs.CHECKPOINT).read_bytes() == stored
 
 
 def test_a_last_step_that_breaks_the_network_stops(tmp_path: Path) -> None:
@@ -286,6 +290,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_epoch_ends(
     with pytest.raises(ModelError):
         next(fit(tmp_path, network(), replace(CONFIG, lr=1e30)))
     assert steps == 3  # of 5; the first step's loss is still finite
+
+
+def test_the_first_step_whose_loss_is_not_finite_is_named(tmp_path: Path) -> None:
+    config = replace(CONFIG, lr=1e6, augment="none", milestones=())
+    model = network(0)
+    one = step.Step(model, DATA, config, None)
+    losses = []
+    for index in loader.training_order(36, 8, 0, 1):
+        pixels = torch.from_numpy(TRAIN_DATA.train.load(index))
+        losses.append(float(one(pixels, torch.from_numpy(TRAIN_DATA.train.labels[index]), 1e6)))
+    first = [math.isfinite(loss) for loss in losses].index(False)
+    assert first > 0
+    said = rf"at step {first + 1} of epoch 1, at a learning rate of 1e\+06"
+    with pytest.raises(ModelError, match=said):  # though only the last loss is looked at
+        next(fit(tmp_path, network(0), config))
+    assert not (tmp_path / runs.CHECKPOINT).exists()
 
 
 def test_top_5_of_three_classes_is_always_right() -> None:

@@ -278,13 +278,8 @@ def finetune(
     seed = kept.about["seed"] if kept else seed
     data = training.TrainData(*open_data(workspace), workspace.data)
     model = models.build(workspace.model.name, len(data.train.classes), seed, workspace.root)
-    if kept and kept.about.get("init") != models.fingerprint(model):
-        raise StoreError(
-            f"the mask {name} was made for other initial weights: {kept.about.get('model')} "
-            f"of {kept.about.get('classes')} classes, seed {kept.about.get('seed')}",
-            "make one for this workspace: dopfast prune --force",
-        )
     if kept:
+        _check_mask(name, kept, model)
         _prepare(criteria.load(_preparing(kept)), model)
     facts = {
         "model": workspace.model.name,
@@ -298,6 +293,18 @@ def finetune(
     about = runs.About("finetune", facts, config.to_dict(), sources or {}, str(device))
     result = yield from _follow(model, data, config, folder, about, kept, force=force, track=track)
     return result
+
+
+def _check_mask(name: str, kept: MaskSet, model: nn.Module) -> None:
+    masks.check_fit(model, kept)
+    mine, theirs = models.fingerprint(model), kept.about.get("init")
+    if mine != theirs:
+        raise StoreError(
+            f"the mask {name} was made for other initial weights: {kept.about.get('model')} "
+            f"of {kept.about.get('classes')} classes, seed {kept.about.get('seed')}, "
+            f"fingerprint {theirs} instead of {mine}",
+            "make one for this workspace: dopfast prune --force",
+        )
 
 
 def train(
