@@ -29,6 +29,10 @@ class StoreError(DopFastError):
     """A store, mask or run is missing, unfinished, foreign or already there."""
 
 
+class RankError(DopFastError):
+    """One of a job's ranks was lost, or disagrees with the others."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint at the known word that is most like this one, else at all, if there is any."""
     names = list(known)

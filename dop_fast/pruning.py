@@ -7,13 +7,14 @@ round removes the same share of what is left.
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dop_fast import masks
+from dop_fast import masks, models, ranks
 from dop_fast.criteria import Criterion
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.masks import MaskSet
@@ -96,13 +97,14 @@ def rounds(job: Job, plan: Plan, path: Path, about: Mapping[str, Any]) -> Iterat
     After every round but the last the mask is stored beside `path`, and is where the same call,
     with an equal `about`, goes on; rounds of before are yielded as the last of them. The result
     is the same, bit for bit, on as many threads (see `engine`). A caller that has stored the
-    result calls `forget`.
+    result calls `forget`. Raises `RankError` where ranks come to different masks.
     """
-    done, mask = _begun(path, about)
+    done, mask = ranks.once(partial(_begun, path, about))
     for number in range(1, plan.rounds + 1):
         if number > done:
             mask = select(job, plan, number, mask)
-            if number < plan.rounds:
+            ranks.same(partial(models.fingerprint, mask.masks), "the masks")
+            if number < plan.rounds and ranks.here().first:
                 state = {"round": number, "of": dict(about)}
                 masks.save(_state(path), replace(mask, about=state))
         assert mask is not None  # the first round makes one, or one was begun

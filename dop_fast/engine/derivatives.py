@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
@@ -14,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dop_fast import ranks
 from dop_fast.engine.autograd import ByAutograd
 from dop_fast.engine.memory import free_bytes
 from dop_fast.engine.sweeps import Recording
@@ -26,7 +26,21 @@ Precision: TypeAlias = Literal["exact", "fast"]
 """exact: in the model's type throughout. fast: the forward so, all after it in bfloat16, sums in
 float32; with the ReLUs and statistics of the exact forward that is of float32's own quality."""
 
-Chunk: TypeAlias = Recording | ByAutograd
+
+class Nothing:
+    """What a rank has in the last round of chunks when there are no more."""
+
+    def gradient(self, *, keep: bool) -> dict[str, Slope]:
+        return {}
+
+    def products(self, vectors: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Slope]]:
+        return [{} for _ in vectors]
+
+    def saved_bytes(self) -> int:
+        return 0
+
+
+Chunk: TypeAlias = Recording | ByAutograd | Nothing
 SHARE = 0.25
 """Of the free memory, what forwards may be kept in between the two passes."""
 
@@ -83,13 +97,13 @@ def hessian_gradient(
                 room -= chunk.saved_bytes()
                 room = room if room > 2 * chunk.saved_bytes() else 0
             del chunk
-        g, chunks = slope.finite("the gradient"), len(kept)
+        g, done = slope.finite("the gradient"), len(kept)
         while kept:
             chunk, count = kept.pop(0)  # in order: sums must not depend on the memory that is free
             product.add(chunk.products([g])[0], count)
             del chunk
-        if product.count < slope.count:
-            for chunk, count in scene.chunks(batches, chunks):
+        if done < slope.rounds:
+            for chunk, count in scene.chunks(batches, done):
                 product.add(chunk.products([g])[0], count)
                 del chunk
         return product.finite("the Hessian's product with the gradient")
@@ -126,40 +140,64 @@ def samples_that_fit(
     with _scene(model, loss, precision) as scene:
         sizes = []
         for count in (2, 4):
-            batch = torch.zeros(count, *image), torch.zeros(count, dtype=torch.int64)
-            for chunk, _ in scene.chunks([batch]):
-                chunk.gradient(keep=True)
-                sizes.append(chunk.saved_bytes())
+            chunk = scene.chunk(torch.zeros(count, *image), torch.zeros(count, dtype=torch.int64))
+            chunk.gradient(keep=True)
+            sizes.append(chunk.saved_bytes())
         # values and adjoints; their tangents take as much again
         each = max(sizes[1] - sizes[0], 1)
-        return max(2, int(SHARE * free_bytes(scene.device) / each))
+        return min(ranks.gather(max(2, int(SHARE * free_bytes(scene.device) / each))))
 
 
 class _Mean:
-    """The mean over samples, of which chunks bring theirs."""
+    """The mean over samples, of which chunks bring theirs.
+
+    Of every weight's sum a rank holds a part, and each rank hands it that part of its own chunk's.
+    So sums are taken in the order of the chunks: the same bits for any number of ranks.
+    """
 
     def __init__(self, like: Mapping[str, Tensor]) -> None:
-        self._sums = {name: torch.zeros_like(weight) for name, weight in like.items()}
-        self.count = 0
+        self._like, self._ranks = like, ranks.here().count
+        self._sums = {
+            name: weight.new_zeros(-(-weight.numel() // self._ranks))
+            for name, weight in like.items()
+        }
+        self._count = self.rounds = 0
 
     def add(self, slopes: Mapping[str, Slope], count: int) -> None:
-        for name, slope in slopes.items():
-            if slope is not None:
-                self._sums[name].add_(slope, alpha=count)
-        self.count += count
+        """Add a round: the means over this rank's chunk of `count` samples, if it has one."""
+        for name, weight in self._like.items():
+            rows = weight.new_empty(self._ranks, len(self._sums[name]))
+            slope = slopes.get(name)
+            if slope is None:
+                rows.zero_()
+            else:  # not add_(slope, alpha=count), whose rounding depends on where a value lies
+                _shaped(rows, weight).copy_(slope).mul_(count)
+            for part in ranks.swap(rows):
+                self._sums[name] += part
+        self._count += count
+        self.rounds += 1
 
     def finite(self, what: str) -> dict[str, Tensor]:
         """Return it, if there is one."""
-        if not self.count:
+        count = sum(ranks.gather(self._count))
+        if not count:
             raise DataError("the batches hold no samples to score weights on", "give at least one")
-        wrong = [name for name, value in self._sums.items() if not bool(value.isfinite().all())]
+        means = {
+            name: _shaped(ranks.join(self._sums.pop(name)), weight).div_(count)
+            for name, weight in self._like.items()
+        }
+        wrong = [name for name, value in means.items() if not bool(value.isfinite().all())]
         if wrong:
             raise ModelError(
-                f"{what} is not finite in {len(wrong)} of {len(self._sums)} layers, "
-                f"first in {wrong[0]}",
+                f"{what} is not finite in {len(wrong)} of {len(means)} layers, first in {wrong[0]}",
                 "check that images are normalised and that the weights are those of a fresh model",
             )
-        return {name: value.div_(self.count) for name, value in self._sums.items()}
+        return means
+
+
+def _shaped(values: Tensor, like: Tensor) -> Tensor:
+    """Return as many values as `like` has in its shape and memory layout, a view."""
+    return values.as_strided(like.shape, like.stride())
 
 
 @dataclass(frozen=True)
@@ -175,15 +213,22 @@ class _Scene:
         return next(iter(self.weights.values())).device
 
     def chunks(self, batches: Batches, first: int = 0) -> Iterator[tuple[Chunk, int]]:
+        """Yield this rank's chunk of each round, from round `first` on, and its samples' number."""
         if iter(batches) is batches:
             raise DataError(
                 "the batches can be gone through only once", "give a list, not a generator"
             )
-        for images, labels in islice(batches, first, None):
-            yield self._chunk(images, labels), len(labels)
+        for batch in ranks.turns(batches, first):
+            if batch is None:
+                yield Nothing(), 0
+                continue
+            images, labels = batch
+            del batch
+            yield self.chunk(images, labels), len(labels)
             del images, labels  # before the next are read; users `del chunk` for the same reason
 
-    def _chunk(self, images: Tensor, labels: Tensor) -> Chunk:
+    def chunk(self, images: Tensor, labels: Tensor) -> Chunk:
+        """Run a chunk forward."""
         run = partial(self.run, _dense(images.to(self.device)), labels.to(self.device))
         try:
             return Recording(run, self.weights, self.low)
@@ -192,9 +237,10 @@ class _Scene:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return what convolutions are fastest on: the same values, channels last."""
+    """Return the same values without gaps, as convolutions are fastest on: channels last."""
     images = tensor.dim() == 4
-    return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
+    layout = torch.channels_last if images else torch.contiguous_format
+    return tensor.contiguous(memory_format=layout)
 
 
 @contextmanager

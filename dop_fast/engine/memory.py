@@ -5,13 +5,18 @@ from pathlib import Path
 
 import torch
 
+from dop_fast import ranks
+
 
 def free_bytes(device: torch.device) -> int:
-    """Return what can still be allocated on a device; 0 where the system does not tell."""
+    """Return what can still be allocated on a device; 0 where the system does not tell.
+
+    Ranks on one machine have equal shares of its memory.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return min(_available(), _allowed())
+    return min(_available(), _allowed()) // ranks.here().beside
 
 
 def _available() -> int:

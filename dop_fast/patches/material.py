@@ -43,6 +43,12 @@ class Material:
     def __iter__(self) -> Iterator[Batch]:
         return map(self.make, self.chunks)
 
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, at: int) -> Batch:
+        return self.make(self.chunks[at])
+
     @property
     def repeated(self) -> str:
         """The note that says which items come several times, if any do."""
