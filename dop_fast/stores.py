@@ -74,6 +74,7 @@ class PatchWriter:
         if found != attributes or (finished and self.partial == self._place):
             self.partial.remove()
         self._root = self.partial.group("a", attributes)
+        self._root.require_group("classes")
 
     def done(self, class_id: int) -> bool:
         """Return whether the class is stored whole."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dop_fast import seeding
+from dop_fast import ranks, seeding
 from dop_fast.concepts.activations import Probe
 from dop_fast.concepts.cavs import RandomSets, hold, p_value, tcav
 from dop_fast.concepts.clusters import Cluster, cluster
@@ -112,10 +112,11 @@ class Extractor:
         return seeding.derive(self.seed, "extract", class_id, *path)
 
     @cached_property
-    def _random(self) -> Pool:
+    def random(self) -> Pool:
         """Activations of random segments or photos of all classes [n d], and their classes [n].
 
         Even without its own part, a class finds enough of them here for all of its random sets.
+        Ranks make it together: each has to ask for it, before classes are dealt out.
         """
         if len(self.images.classes) < 2:
             raise DataError(
@@ -144,7 +145,8 @@ class Extractor:
         classes = len(self.images.classes)
         needed = (self.config.random_sets + 1) * self.config.max_members
         each = -(-needed // (classes - 1))
-        parts = [self._random_of(class_id, each) for class_id in range(classes)]
+        own = [self._random_of(class_id, each).cpu() for class_id in ranks.share(range(classes))]
+        parts = ranks.collect(own)
         return torch.cat(parts), np.repeat(np.arange(classes), [len(part) for part in parts])
 
     def _random_of(self, class_id: int, count: int) -> torch.Tensor:
@@ -165,7 +167,7 @@ class Extractor:
         one below. ACE's single random concept scores by its own luck instead: two of them agree
         on half of the significant concepts.
         """
-        rows, labels = self._random
+        rows, labels = self.random
         size, sets = self.config.max_members, self.config.random_sets + 1
         others = np.flatnonzero(labels != class_id)
         rng = seeding.stream(self.seed, "extract", class_id, "random")

@@ -1,6 +1,7 @@
 """Activations of the random sets on disk: made once for a teacher, a layer and its images."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dop_fast import __version__
+from dop_fast import __version__, ranks
 from dop_fast.places import DAMAGE, WHOLE, Place
 
 Pool: TypeAlias = tuple[Tensor, NDArray[np.int64]]
@@ -23,16 +24,18 @@ ROWS = 32  # in a file
 def remembered(address: Path | str | None, key: dict[str, Any], make: Callable[[], Pool]) -> Pool:
     """Return what `make` does, on the CPU; from `address` if it was stored there under `key`.
 
-    Anything else that is there is replaced; without an address nothing is stored.
+    Anything else that is there is replaced; without an address nothing is stored. Where a rank
+    finds nothing, all of them make it, and the first one stores it.
     """
     if address is None:
         return make()
     place = Place(address)
     about = {"schema": SCHEMA, "version": VERSION, "dopfast": __version__, "key": key}
     found = _read(place, about)
-    if found is None:
-        found = make()
-        _write(place, about, found)
+    if not all(ranks.gather(found is not None)):
+        found = made = make()
+        ranks.once(partial(_write, place, about, made))
+    assert found is not None  # read or made
     return found
 
 

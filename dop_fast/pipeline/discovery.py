@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dop_fast import models, stores
+from dop_fast import models, ranks, stores
 from dop_fast.concepts import Extractor
 from dop_fast.config import ExtractConfig, StitchConfig
 from dop_fast.errors import StoreError
@@ -31,6 +31,7 @@ def extract(
     """Find every class's concepts (ACE) and store them; an interrupted run goes on.
 
     Activations of the random sets stay in `RANDOM` for runs with the same teacher and images.
+    Ranks share the classes that are to do, and write to one store.
     """
     train, _ = open_data(workspace)
     given = teacher_config(workspace)
@@ -55,11 +56,17 @@ def extract(
             f"{workspace.patches} was extracted with other data, teacher or settings",
             "replace it: dopfast extract --force",
         )
-    writer = PatchWriter(workspace.patches, header)
-    for class_id in track(range(len(train.classes)), "extracting", len(train.classes)):
-        if not writer.done(class_id):
-            writer.write(extractor.extract(class_id), train.load)
-    return writer.finish()
+    with ranks.first_alone():  # it begins the store
+        writer = PatchWriter(workspace.patches, header)
+    left = ranks.once(lambda: [i for i in range(len(train.classes)) if not writer.done(i)])
+    if left:
+        _ = extractor.random
+    own = ranks.share(left)
+    for class_id in track(own, "extracting", len(own)):
+        writer.write(extractor.extract(class_id), train.load)
+    ranks.gather(None)  # until each has written its classes
+    with ranks.first_alone():
+        return writer.finish() if ranks.here().first else PatchStore(workspace.patches)
 
 
 def open_patches(workspace: Workspace, train: ImageSet) -> PatchStore:

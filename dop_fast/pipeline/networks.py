@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast import criteria, engine, masks, models, pruning, reach, runs, training
+from dop_fast import criteria, engine, masks, models, pruning, ranks, reach, runs, training
 from dop_fast.config import PruneConfig, TrainConfig, fingerprint
 from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.images import ImageSet
@@ -49,7 +50,7 @@ def prune(
     task = _open_task(workspace, config, seed)
     path = workspace.mask(name or task.label)
     plan, about = task.plan, task.about()
-    if path.is_file() and not force:
+    if not force and ranks.once(path.is_file):
         return path, _same(path, about), task.model
     _prepare(task.criterion, task.model.to(device))
     batches, made = task.batches(device)
@@ -64,8 +65,8 @@ def prune(
     job = pruning.Job(task.criterion, task.model, batches, cross_entropy, seed, knobs)
     rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
     kept = replace(deque(rounds, maxlen=1).pop(), about=about)
-    masks.save(path, kept)
-    pruning.forget(path)
+    ranks.once(partial(masks.save, path, kept))
+    ranks.once(partial(pruning.forget, path))
     return path, kept, task.model.cpu()
 
 
@@ -330,7 +331,7 @@ def train(
     about = runs.About("train", facts, config.to_dict(), sources or {}, str(device))
     folder = workspace.runs / "teacher"
     result = yield from _follow(model, data, config, folder, about, None, force=force, track=track)
-    models.save_weights(workspace.teacher_weights, model, {"model": name})
+    ranks.once(partial(models.save_weights, workspace.teacher_weights, model, {"model": name}))
     return result
 
 
@@ -345,7 +346,7 @@ def _follow(
     force: bool,
     track: Track,
 ) -> Training:
-    runs.begin(folder, about, force)
+    ranks.once(partial(runs.begin, folder, about, force))
     fitted = yield from training.fit(
         model, data, config, folder, masks=kept, seed=about.facts["seed"], track=track,
         device=torch.device(about.device), about={"model": about.facts["model"]},
@@ -360,5 +361,5 @@ def _follow(
         "best_epoch": best.epoch,
         "unreadable": list(fitted.unreadable),
     }
-    runs.finish(folder, result)
+    ranks.once(partial(runs.finish, folder, result))
     return result
