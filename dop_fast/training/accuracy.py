@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dop_fast import ranks
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.images import ImageSet, normalise
 from dop_fast.precision import autocast, training_type
@@ -41,10 +42,13 @@ def evaluate(
 def measure(
     model: nn.Module, pixels: Pixels, data: DataConfig, batch_size: int, amp: str
 ) -> Accuracy:
-    """Measure a model that is on the device of `pixels`, on the images that can be read."""
+    """Measure a model that is on the device of `pixels`, on the images that can be read.
+
+    Ranks share the images.
+    """
     was_training = model.training
     model.eval()
-    chunks = split(np.arange(len(pixels.images)), batch_size)
+    chunks = ranks.share(split(np.arange(len(pixels.images)), batch_size))
     dtype = training_type(pixels.device, amp)
     sums: list[Tensor] = []  # on the device: reading each would wait for it
     count = 0
@@ -54,7 +58,8 @@ def measure(
             sums.append(_sums(logits, pixels.labels(index)))
             count += len(index)
     model.train(was_training)
-    top1, top5, loss = (torch.stack(sums).cpu().double().sum(0) / count).tolist()
+    every = torch.stack(ranks.collect([part.cpu() for part in sums])).double()
+    top1, top5, loss = (every.sum(0) / sum(ranks.gather(count))).tolist()
     return Accuracy(top1, top5, loss)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dop_fast import seeding
+from dop_fast import ranks, seeding
 from dop_fast.errors import DataError, DopFastError
 from dop_fast.images import ImageSet
 from dop_fast.training import augment
@@ -22,7 +22,7 @@ MOST_READERS = 16
 CHUNK = 256  # images read at a time to fill the memory
 UNREADABLE_SHARE = 0.01  # of a set's images; more of them stop a training
 Failed: TypeAlias = dict[int, DataError]
-"""By row of what was read, why it is not an image."""
+"""By row of what was read, or by index, why it is not an image."""
 Read: TypeAlias = Callable[[Array], tuple[Array, Failed]]
 """From indices int64[k] to pixels uint8[k s s 3]."""
 Parts: TypeAlias = Iterator[tuple[Array, Tensor]]
@@ -83,13 +83,18 @@ class Pixels:
                 raise found
             pixels, failed = found
             if failed:
-                self._leave_out(chunk, failed)
+                self._leave_out({int(chunk[row]): error for row, error in failed.items()})
                 good = np.setdiff1d(np.arange(len(chunk)), list(failed))
                 chunk, pixels = chunk[good], pixels[torch.from_numpy(good)]
             yield chunk, pixels.to(self.device, non_blocking=True)
 
-    def _leave_out(self, chunk: Array, failed: Failed) -> None:
-        self.unreadable.update({int(chunk[row]): error for row, error in failed.items()})
+    def agree(self) -> None:
+        """Learn from the other ranks what they could not read."""
+        for found in ranks.gather(dict(self.unreadable)):
+            self._leave_out(found)
+
+    def _leave_out(self, found: Failed) -> None:
+        self.unreadable.update(found)
         count, total = len(self.unreadable), len(self.images)
         if count > UNREADABLE_SHARE * total:
             first = "; ".join(str(self.unreadable[i]) for i in sorted(self.unreadable)[:3])
@@ -146,9 +151,16 @@ def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[A
     return chunks[:-1] if lonely else chunks
 
 
+def own_part(batch: Array) -> Array:
+    """Return this rank's part of a batch: two images or more, as batch norm needs, or none."""
+    world = ranks.here()
+    parts = np.array_split(batch, min(world.count, max(1, len(batch) // 2)))
+    return parts[world.rank] if world.rank < len(parts) else batch[:0]
+
+
 def training_batches(
     pixels: Pixels,
-    chunks: list[Array],
+    chunks: Sequence[Array],
     augmentation: str,
     seed: int,
     epoch: int,
@@ -161,6 +173,7 @@ def training_batches(
     An image's augmentation follows from the seed, the epoch and its index alone. A share `erasing`
     of the images loses a box to the colour `fill`, in [0, 1]. Images that cannot be read are left
     out, and so is what they leave of a chunk if that is one image: batch norm cannot train on it.
+    Nothing may be left.
     """
     kind = augment.resolve(augmentation, pixels.images.size)
     if kind == "resized":
@@ -175,11 +188,11 @@ def training_batches(
             pixels, parts, augment.draw_erasures(count, size, erasing, seed, epoch), fill
         )
     for chunk, (index, part) in zip(chunks, parts, strict=True):
-        if len(index) == len(chunk) or len(index) > 1:
-            yield part, pixels.labels(index)
+        left = index if len(index) == len(chunk) or len(index) > 1 else index[:0]
+        yield part[: len(left)], pixels.labels(left)
 
 
-def _shifted(pixels: Pixels, chunks: list[Array], seed: int, epoch: int) -> Parts:
+def _shifted(pixels: Pixels, chunks: Sequence[Array], seed: int, epoch: int) -> Parts:
     shift, flip = augment.draw_shifts(len(pixels.images), pixels.images.size, seed, epoch)
     held = pixels.held
     if held is None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dop_fast import models, runs, seeding
+from dop_fast import models, ranks, runs, seeding
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError
 from dop_fast.images import ImageSet
@@ -20,7 +21,7 @@ from dop_fast.masks import MaskSet
 from dop_fast.training.accuracy import Accuracy, measure
 from dop_fast.training.board import Board
 from dop_fast.training.checkpoint import Checkpoint, Saved, keep_epoch
-from dop_fast.training.loader import Pixels, training_batches, training_order
+from dop_fast.training.loader import Pixels, own_part, training_batches, training_order
 from dop_fast.training.state import State
 from dop_fast.training.step import Step
 from dop_fast.types import Track, untracked
@@ -104,41 +105,51 @@ def fit(
     A training that was interrupted in `folder` goes on after its last epoch, on one CPU exactly
     as if it had not been interrupted; epochs of before are yielded again. Weights that `masks`
     removes are zero after every step, and so is their momentum. `about` is kept with the final
-    weights, see `models.save_weights`; `track` sees every step. Raises ModelError where the loss
-    stops being finite, DataError where too many images are unreadable, StoreError where the
-    folder holds another training or the disk is full.
+    weights, see `models.save_weights`; `track` sees every step. Ranks share each batch, and the
+    first one writes. Raises ModelError where the loss stops being finite, DataError where too many
+    images are unreadable, StoreError where the folder holds another training or the disk is full,
+    RankError where ranks come to different weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = _Trainer(model, data, config, masks, seed, device)
     checkpoint = Checkpoint(folder, _identity(data, config, masks, seed, about))
-    epochs = trainer.restore(checkpoint.read())
+    saved = checkpoint.read()
+    ranks.same(lambda: saved and saved.epochs, "the checkpoints")
+    epochs = trainer.restore(saved)
     publish = _Publisher(folder, trainer.state, config, about)
     publish(epochs)
     yield from epochs
     while len(epochs) < config.epochs:
         epochs.append(trainer.epoch(len(epochs) + 1, track))
         rows = [_row(epoch) for epoch in epochs]
-        checkpoint.save(Saved(trainer.state.tensors(), rows, trainer.unreadable()))
+        saved = Saved(trainer.state.tensors(), rows, trainer.unreadable())
+        ranks.same(partial(models.fingerprint, saved.tensors), "the weights")
+        if ranks.here().first:
+            checkpoint.save(saved)
         publish(epochs)
         yield epochs[-1]
-    models.save_weights(folder / runs.WEIGHTS, model, about)
+    ranks.once(partial(models.save_weights, folder / runs.WEIGHTS, model, about))
     if config.ema:
-        models.save_tensors(folder / runs.AVERAGE, trainer.state.averaged(), about)
+        average = folder / runs.AVERAGE
+        ranks.once(partial(models.save_tensors, average, trainer.state.averaged(), about))
     return Fitted(tuple(epochs), tuple(trainer.unreadable()))
 
 
 class _Publisher:
-    """Writes what follows from a checkpoint: a kill in between costs nothing."""
+    """Writes what follows from a checkpoint: a kill in between costs nothing. One rank does."""
 
     def __init__(
         self, folder: Path, state: State, config: TrainConfig, about: Mapping[str, str]
     ) -> None:
         self.folder, self.state, self.about = folder, state, about
         self.every = config.keep_every
-        self.board = Board(folder / runs.BOARD) if config.tensorboard else None
+        wanted = config.tensorboard and ranks.here().first
+        self.board = Board(folder / runs.BOARD) if wanted else None
 
     def __call__(self, epochs: list[Epoch]) -> None:
+        if not ranks.here().first:
+            return
         rows = [_row(epoch) for epoch in epochs]
         runs.write_metrics(self.folder, rows)
         if self.board:
@@ -181,7 +192,9 @@ class _Trainer:
         return [Epoch(**row) for row in saved.epochs]
 
     def unreadable(self) -> list[str]:
-        """Return the names of images that cannot be read, as far as they are known."""
+        """Return the names of images that cannot be read, as far as they are known to any rank."""
+        for part in (self.train, self.val):
+            part.agree()
         found = [
             part.images.names[index]
             for part in (self.train, self.val)
@@ -220,26 +233,32 @@ class _Trainer:
         chunks = training_order(len(self.train.images), config.batch_size, self.seed, number)
         before, steps = (number - 1) * len(chunks), config.epochs * len(chunks)
         batches = training_batches(
-            self.train, chunks, config.augment, self.seed, number,
+            self.train, [own_part(chunk) for chunk in chunks], config.augment, self.seed, number,
             erasing=config.random_erasing, fill=self.data.mean,
         )  # fmt: skip
         losses: list[Tensor] = []
         rates: list[float] = []
-        sizes: list[int] = []
+        sizes: list[float] = []
         state.model.train()
-        with _seeded(seeding.derive(self.seed, "train", number), self.device):
+        with _seeded(seeding.derive(self.seed, "train", number, ranks.here().rank), self.device):
             for pixels, labels in track(batches, f"epoch {number}/{config.epochs}", len(chunks)):
+                size = float(ranks.mean(torch.tensor(float(len(labels)))))
+                if not size:  # nothing of it can be read
+                    continue
                 rates.append(learning_rate(config, before + len(rates), steps))
-                sizes.append(len(labels))
-                losses.append(state.step(pixels, labels, rates[-1]))
+                sizes.append(size)
+                losses.append(state.step(pixels, labels, rates[-1], len(labels) / size))
                 if state.average:
                     state.average.update_parameters(state.model)
                 if len(losses) % CHECK_STEPS == 1:
                     _check(losses, rates, number)
         _check(losses, rates, number)
         weights = torch.tensor(sizes, dtype=torch.float64)
-        loss = float(torch.stack(losses).cpu().double() @ weights / weights.sum())
-        return loss, rates[-1], sum(sizes)
+        loss = float(ranks.mean(torch.stack(losses)).cpu().double() @ weights / weights.sum())
+        for network in (state.model, state.average):
+            if network is not None:
+                ranks.level(network)
+        return loss, rates[-1], round(sum(sizes) * ranks.here().count)
 
     def _measure(self, model: nn.Module) -> Accuracy:
         return measure(model, self.val, self.data, self.config.batch_size, self.config.amp)
@@ -250,7 +269,8 @@ def _row(epoch: Epoch) -> dict[str, Any]:
 
 
 def _check(losses: list[Tensor], rates: list[float], epoch: int) -> None:
-    if not math.isfinite(float(losses[-1])):
+    if not math.isfinite(float(ranks.mean(losses[-1]))):
+        losses = list(ranks.mean(torch.stack(losses)))
         first = int((~torch.stack(losses).isfinite()).nonzero()[0])
         where = f"step {first + 1} of epoch {epoch}"
         raise _diverged(float(losses[first]), where, rates[first], epoch)

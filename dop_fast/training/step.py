@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dop_fast import ranks
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.errors import ModelError
 from dop_fast.images import normalise
@@ -27,12 +28,12 @@ class Step:
     def __init__(
         self, model: nn.Module, data: DataConfig, config: TrainConfig, masks: MaskSet | None
     ) -> None:
-        self.data, self.smoothing = data, config.label_smoothing
+        self.model, self.data, self.smoothing = model, data, config.label_smoothing
         self.device = next(model.parameters()).device
         self.dtype = training_type(self.device, config.amp)
-        self.forward: Forward = model
+        self.forward: Forward = ranks.parallel(model)
         if config.compile != "off":
-            self.forward = _compiled(model, COMPILED[config.compile])
+            self.forward = _compiled(self.forward, COMPILED[config.compile])
         self.optimizer = MaskedSGD(
             model,
             masks,
@@ -44,17 +45,26 @@ class Step:
         # only float16 is so narrow that small gradients vanish
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def __call__(self, pixels: Tensor, labels: Tensor, lr: float) -> Tensor:
-        """Learn from uint8[k s s 3] and int64[k]; return the mean loss, on the device."""
+    def __call__(self, pixels: Tensor, labels: Tensor, lr: float, weight: float = 1.0) -> Tensor:
+        """Learn from uint8[k s s 3] and int64[k]; return the loss, on the device.
+
+        It is the mean, times the `weight` that it has in the ranks' mean: 0 for one without images.
+        """
+        idle = not weight
+        if idle:  # it goes along, and leaves no trace in batch norm
+            pixels, labels = pixels.new_zeros(2, *pixels.shape[1:]), labels.new_zeros(2)
+            self.model.eval()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with autocast(self.device, self.dtype):
             logits = self.forward(normalise(pixels, self.data.mean, self.data.std))
-        loss = cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.smoothing) * weight
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if idle:
+            self.model.train()
         return loss.detach()
 
 
