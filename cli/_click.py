@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dop_fast.cli import _ranks
 from dop_fast.config import StageConfig, span
 from dop_fast.errors import ConfigError, DopFastError, nearest
 from dop_fast.workspace import Workspace, load
@@ -45,6 +46,11 @@ class Call:
     device: str
     force: bool
     sources: dict[str, str]
+
+    @property
+    def afresh(self) -> bool:
+        """Whether to replace what is there, which a job that torchrun started anew has begun."""
+        return self.force and not _ranks.restarted()
 
 
 class Several(click.ParamType[tuple[Any, ...], Any]):
@@ -190,11 +196,17 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
 
 
 def command(
-    example: str, *, workspace: bool = True, compute: bool = True, preview: bool = False
+    example: str,
+    *,
+    workspace: bool = True,
+    compute: bool = True,
+    preview: bool = False,
+    ranks: _ranks.Who = "first",
 ) -> Callable[[Body], Command]:
     """Make a command of a body that returns an Outcome; the common options come with it.
 
-    With `preview` the body itself takes `dry_run`, and shows what it would do.
+    With `preview` the body itself takes `dry_run`, and shows what it would do. `ranks`: who does
+    its work where torchrun started several.
     """
     options = _common(workspace=workspace, compute=compute, preview=preview)
 
@@ -203,12 +215,17 @@ def command(
             ctx = click.get_current_context()
             as_json, quiet = values.pop("json"), values.pop("quiet")
             if not preview and values.pop("dry_run"):
-                _show_values(ctx, as_json)
+                if _ranks.first():
+                    _show_values(ctx, as_json)
                 return
-            if workspace:
-                values = _with_call(ctx, values)
-            outcome = body(**values)
-            _show(ctx, outcome, as_json=as_json, quiet=quiet)
+            with _ranks.meeting(ranks, values.get("device", "auto")) as takes_part:
+                if not takes_part:
+                    return
+                if workspace:
+                    values = _with_call(ctx, values)
+                outcome = body(**values)
+                if _ranks.first():
+                    _show(ctx, outcome, as_json=as_json, quiet=quiet)
 
         own = getattr(body, "__click_params__", [])[::-1]  # decorators apply from the bottom up
         about = (body.__doc__ or "").strip()
@@ -296,7 +313,7 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Pass `items` on behind a progress bar on stderr; nothing is drawn when it is piped."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not _ranks.first():
         yield from items
         return
     from rich.console import Console
@@ -337,6 +354,8 @@ def failures(argv: list[str]) -> Iterator[None]:
 
 
 def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:
+    if not _ranks.tells_failure():
+        return
     if "--json" in argv:
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
         return

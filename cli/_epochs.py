@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dop_fast.cli._ranks import first
+
 if TYPE_CHECKING:
     from dop_fast.training import Epoch
 
@@ -22,7 +24,7 @@ def follow(steps: "Generator[str | Epoch, None, T]", total: int = 0) -> T:
         while True:
             step = next(steps)
             done = 0 if isinstance(step, str) else step.epoch
-            if not quiet:
+            if first() and not quiet:
                 click.echo(step if isinstance(step, str) else _line(step, total), err=True)
     except StopIteration as end:
         result: T = end.value

@@ -4,7 +4,7 @@ from dop_fast.cli._click import Call, Outcome, command, settings, table, track
 from dop_fast.config import ExtractConfig
 
 
-@command("dopfast extract --images 50 --clusters 25")
+@command("dopfast extract --images 50 --clusters 25", ranks="all")
 @settings(ExtractConfig)
 def extract(call: Call, config: ExtractConfig) -> Outcome:
     """Find what the teacher looks at: concepts, ranked by TCAV.

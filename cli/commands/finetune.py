@@ -7,7 +7,7 @@ from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 
 
-@command("dopfast finetune --mask grasp-stitched-0.95-s0 --epochs 120")
+@command("dopfast finetune --mask grasp-stitched-0.95-s0 --epochs 120", ranks="all")
 @recipe
 @settings(TrainConfig)
 @click.option("--mask", default="", cls=Option, panel="Input", help="mask  [default: the newest]")
@@ -27,7 +27,7 @@ def finetune(call: Call, config: TrainConfig, mask: str, dense: bool, name: str)
     chosen = None if dense else pipeline.open_mask(call.workspace, mask)
     folder = pipeline.run_folder(call.workspace, chosen[0] if chosen else "", name, call.seed)
     epochs = pipeline.finetune(call.workspace, config, chosen, folder, call.seed,
-                               pipeline.device_of(call.device), force=call.force,
+                               pipeline.device_of(call.device), force=call.afresh,
                                sources=call.sources, track=track)  # fmt: skip
     result = follow(epochs, config.epochs)
     return Outcome(

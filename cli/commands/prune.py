@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NAMED = 5  # layers that a warning names before it counts the rest
 
 
-@command("dopfast prune --criterion grasp --sparsity 0.95 --material stitched")
+@command("dopfast prune --criterion grasp --sparsity 0.95 --material stitched", ranks="all")
 @settings(PruneConfig, criterion=criteria.names())
 @click.option("--name", default="", cls=Option, panel="Output",
               help="the mask's name  [default: criterion-material-sparsity-seed]")  # fmt: skip

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dop_fast.sweep import Book
 
 
-@command("dopfast sweep cifar10-table1.toml", preview=True)
+@command("dopfast sweep cifar10-table1.toml", preview=True, ranks="none")
 @click.argument("file")
 @click.option("--model", default="", cls=Option, panel="Input",
               help="network to prune  [default: the file's, else the workspace's]")  # fmt: skip

@@ -5,7 +5,7 @@ from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 
 
-@command("dopfast train --epochs 30 --lr 0.05")
+@command("dopfast train --epochs 30 --lr 0.05", ranks="all")
 @recipe
 @settings(TrainConfig)
 def train(call: Call, config: TrainConfig) -> Outcome:
@@ -14,7 +14,7 @@ def train(call: Call, config: TrainConfig) -> Outcome:
     from dop_fast.cli._epochs import best, follow, left_out
 
     result = follow(pipeline.train(call.workspace, config, call.seed,
-                                   pipeline.device_of(call.device), force=call.force,
+                                   pipeline.device_of(call.device), force=call.afresh,
                                    sources=call.sources, track=track), config.epochs)  # fmt: skip
     return Outcome(
         result=result,
