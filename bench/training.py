@@ -24,7 +24,7 @@ from dop_fast import models
 from dop_fast.config import DataConfig, TrainConfig
 from dop_fast.images import ImageSet, normalise, open_images
 from dop_fast.masks import MaskSet
-from dop_fast.training.loader import Pixels, training_batches, training_order
+from dop_fast.training.loader import Pixels, readers, training_batches, training_order
 from dop_fast.training.step import Step
 
 GOALS = {"cpu": 2.2, "cuda": 5.0}
@@ -36,7 +36,7 @@ CASES = {
 }  # fmt: skip
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
 STEPS = 5  # of the optimizer alone, in one measurement
-Batch = tuple[Tensor, Tensor]
+LOOP, SHORT = "torchvision's loop in fp32 NCHW", "the loop in bf16 and channels-last"
 
 
 @dataclass(frozen=True)
@@ -116,25 +116,11 @@ def steps_of(bench: Bench, name: str, size: int, count: int) -> list[Row]:
     }
     speed = bench.images_per_s(jobs, count)
     what = f"{name}, {size} px, batch {count}"
-    goal = GOALS[device.type]
+    row, goal = partial(quicker, speed, device.type), GOALS[device.type]
     return [
-        quicker(
-            f"{what}: dense, torchvision's loop in fp32 NCHW",
-            speed,
-            "dense",
-            "fp32",
-            goal,
-            device.type,
-        ),
-        quicker(f"{what}: masked, the same loop", speed, "masked", "fp32", goal, device.type),
-        quicker(
-            f"{what}: dense, the loop in bf16 and channels-last",
-            speed,
-            "dense",
-            "amp",
-            None,
-            device.type,
-        ),
+        row(f"{what}: dense, {LOOP}", ("dense", "fp32"), goal),
+        row(f"{what}: masked, the same loop", ("masked", "fp32"), goal),
+        row(f"{what}: dense, {SHORT}", ("dense", "amp")),
         *optimizers_of(bench, what, dense, masked, 1e3 * count / speed["dense"]),
     ]
 
@@ -176,10 +162,12 @@ def many(job: Callable[[], object]) -> None:
 
 
 def quicker(
-    what: str, speed: dict[str, float], one: str, other: str, goal: float | None, device: str
-) -> Row:
-    ratio = speed[one] / speed[other]
-    return Row(what, device, speed[one], speed[other], "images/s", ratio, goal)
+    speed: dict[str, float], device: str, what: str, pair: tuple[str, str],
+    goal: float | None = None,
+) -> Row:  # fmt: skip
+    """Return the row of two jobs' speeds, ours first."""
+    one, other = (speed[name] for name in pair)
+    return Row(what, device, one, other, "images/s", one / other, goal)
 
 
 @dataclass(frozen=True)
@@ -223,12 +211,11 @@ def epochs_of(bench: Bench, name: str, path: Path, size: int, counts: tuple[int,
     speed = bench.images_per_s(jobs, count)
     where = "in memory" if size == 32 else "files"
     what, device = f"{name}, {size} px, {where}, loader included", bench.device.type
+    row = partial(quicker, speed, device)
     rows = [
-        quicker(f"{what}: masked, torchvision's loop in fp32 NCHW", speed, "ours", "fp32",
-                GOALS[device], device),
-        quicker(f"{what}: masked, the loop in bf16 and channels-last", speed, "ours", "amp", None,
-                device),
-    ]  # fmt: skip
+        row(f"{what}: masked, {LOOP}", ("ours", "fp32"), GOALS[device]),
+        row(f"{what}: masked, {SHORT}", ("ours", "amp")),
+    ]
     if device == "cuda":
         share = busy_share(jobs["ours"])
         rows.append(Row(f"{what}: share of time the GPU is busy", device, share, 1.0, "", share,
@@ -263,6 +250,7 @@ def their_epoch(
     loader = DataLoader(
         Photographs(read, images.labels.tolist(), recipe(images.size)),
         batch, shuffle=True, pin_memory=device.type == "cuda",
+        num_workers=readers(TrainConfig().workers, device),
     )  # fmt: skip
 
     def epoch() -> None:
