@@ -1,6 +1,7 @@
 """`dopfast`: the group of commands, in the order of the pipeline."""
 
 import importlib
+import keyword
 import sys
 import warnings
 
@@ -11,7 +12,7 @@ from dop_fast.cli._click import failures
 
 COMMANDS = (
     "init", "train", "extract", "stitch", "prune", "finetune", "sweep", "sanity", "report", "show",
-    "demo",
+    "export", "import", "demo",
 )  # fmt: skip
 
 
@@ -23,13 +24,17 @@ class Pipeline(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command; its function carries its module's name."""
+        """Import one command; its function carries its module's name.
+
+        Of a word of Python's own, such as import, both have a `_` behind it.
+        """
         if cmd_name not in COMMANDS:
             if ctx.resilient_parsing:
                 return None
             raise click.exceptions.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
-        module = importlib.import_module(f"dop_fast.cli.commands.{cmd_name}")
-        found: click.Command = getattr(module, cmd_name)
+        home = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"dop_fast.cli.commands.{home}")
+        found: click.Command = getattr(module, home)
         return found
 
 

@@ -271,6 +271,10 @@ class PruneConfig(StageConfig):
         "prunable", "of what sparsity is a share: prunable weights, or all parameters (the paper)",
         choices=("prunable", "all"),
     )  # fmt: skip
+    pattern: str = setting(
+        "none", "2:4: of every 4 consecutive inputs the best 2, in place of a sparsity",
+        choices=("none", "2:4"),
+    )  # fmt: skip
     min_layer_density: float = setting(
         0.0, "share that every layer keeps in any case; 0: a layer may lose all", low=0, high=1
     )

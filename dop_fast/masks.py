@@ -112,11 +112,46 @@ def keep_top(
     try:
         kept = _best(list(scores.values()), k, sure)
     except select.UnorderedError as error:
-        name = list(scores)[error.layer]
-        raise ModelError(
-            f"a score in {name} is NaN or infinite", "score on other material"
-        ) from error
+        raise _unordered(list(scores)[error.layer]) from error
     return MaskSet(dict(zip(scores, kept, strict=True)))
+
+
+def keep_two_of_four(scores: Scores) -> MaskSet:
+    """Keep the 2 best of every 4 consecutive inputs, at each output and each place of a kernel.
+
+    Inputs are a weight's second dimension: by what 2:4 sparse matrix products, PyTorch's and
+    TensorRT's, count their fours. A layer whose inputs are no multiple of 4 keeps everything. Of
+    equal scores the lower index stays. Raises `ModelError` for a score that is NaN or infinite.
+    """
+    kept = {}
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise _unordered(name)
+        kept[name] = _best_of_fours(score).cpu()
+    return MaskSet(kept)
+
+
+def has_fours(weight: Tensor) -> bool:
+    """Return whether `keep_two_of_four` removes half of this layer."""
+    return weight.shape[1] % 4 == 0
+
+
+def _best_of_fours(score: Tensor) -> Tensor:
+    if not has_fours(score):
+        return torch.ones(score.shape, dtype=torch.bool)
+    inputs_last = score.detach().movedim(1, -1)
+    fours = inputs_last.reshape(*inputs_last.shape[:-1], -1, 4)
+    kept = torch.empty(fours.shape, dtype=torch.bool, device=score.device)
+    for i, own in enumerate(fours.unbind(-1)):
+        others = [other for j, other in enumerate(fours.unbind(-1)) if j != i]
+        # those before it win a tie, those behind lose it
+        better = [other >= own if j < i else other > own for j, other in enumerate(others)]
+        kept[..., i] = sum(part.to(torch.int8) for part in better) < 2
+    return kept.flatten(-2).movedim(-1, 1).contiguous()
+
+
+def _unordered(name: str) -> ModelError:
+    return ModelError(f"a score in {name} is NaN or infinite", "score on other material")
 
 
 def _floors(scores: Scores, floor: float, protected: Collection[str] | None, k: int) -> list[int]:
@@ -211,8 +246,9 @@ def _misfits(
     return wrong
 
 
-def save(path: Path, mask_set: MaskSet) -> None:
+def save(path: str | Path, mask_set: MaskSet) -> None:
     """Write the masks to `path`, in place of an older file; equal masks give equal bytes."""
+    path = Path(path)
     packed = {name: bits.pack(mask).numpy() for name, mask in mask_set.masks.items()}
     layers = {row.name: {"shape": row.shape, "kept": row.kept} for row in mask_set.layers()}
     metadata = {
@@ -230,8 +266,9 @@ def save(path: Path, mask_set: MaskSet) -> None:
         seals.stamp(partial)
 
 
-def load(path: Path) -> MaskSet:
+def load(path: str | Path) -> MaskSet:
     """Read the masks at `path`; `StoreError` where it is missing, foreign or damaged."""
+    path = Path(path)
     if not path.is_file():
         raise StoreError(f"there is no mask at {path}", "make one: dopfast prune")
     try:

@@ -5,7 +5,7 @@ round removes the same share of what is left.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from dop_fast import masks, models, ranks
+from dop_fast import criteria, masks, models, ranks, reach
+from dop_fast.config import PruneConfig
 from dop_fast.criteria import Criterion
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.masks import MaskSet
@@ -49,7 +51,8 @@ class Plan:
     """`density`: the share of the prunable weights to keep, p. `rounds`: T.
 
     `published`: each round keeps as many as the criterion's published code would. `floor`: the
-    share that every layer, or each of the `protected` ones, keeps in any case.
+    share that every layer, or each of the `protected` ones, keeps in any case. `fours`: the
+    2 best of every 4 inputs are kept, which makes about this density.
     """
 
     density: float
@@ -57,6 +60,89 @@ class Plan:
     published: bool = False
     floor: float = 0.0
     protected: tuple[str, ...] | None = None
+    fours: bool = False
+
+
+def of_model(
+    model: nn.Module,
+    batches: Batches,
+    config: PruneConfig,
+    *,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
+    image: Sequence[int] = (),
+) -> MaskSet:
+    """Return the mask of any network, without a workspace; the network is left as found.
+
+    `batches` of images and labels, such as a DataLoader's, are read once, all of them, and held
+    on the network's device. `image`: channels, height and width of an input; empty: those of the
+    first batch. Settings that say what to score on are refused, with ConfigError.
+    """
+    own = PruneConfig()
+    for name in ("material", "augment", "per_class", "batch_size", "like"):
+        if getattr(config, name) != getattr(own, name):
+            raise ConfigError(
+                f"{name} is a setting of workspaces: a network is scored on the batches given",
+                f"leave out {name}",
+            )
+    criterion = criteria.load(config.criterion, config.variant)
+    device = next(model.parameters()).device
+    held = [(images.to(device), labels.to(device)) for images, labels in batches]
+    shape = tuple(image) or (tuple(held[0][0].shape[1:]) if held else ())
+    made = plan(config, model, shape)
+    knobs = {
+        "precision": config.precision,
+        "variant": config.variant,
+        "image": shape,
+        "sparsity": 1 - made.density,
+    }
+    job = Job(criterion, model, held, loss, seed, knobs)
+    mask = None
+    for number in range(1, made.rounds + 1):
+        mask = select(job, made, number, mask)
+    assert mask is not None  # a plan has a round or more
+    about = {"criterion": config.criterion, "sparsity": mask.sparsity, "seed": seed}
+    return replace(mask, about=about)
+
+
+def plan(config: PruneConfig, model: nn.Module, image: Sequence[int]) -> Plan:
+    """Return how many weights of a model, whose inputs are `image`, each round keeps.
+
+    `image`: channels, height and width. Raises ConfigError and ModelError where the model cannot
+    be pruned so; computes no score.
+    """
+    criterion = criteria.load(config.criterion, config.variant)
+    if config.count != "exact" and config.variant != "published":
+        raise ConfigError("only published code has a published count", "add --variant published")
+    if config.pattern != "none":
+        return _pattern(config, criterion, model)
+    share, protected = density(model, config.sparsity, config.definition), None
+    criteria.check(criterion, model, 1 - share)
+    if config.min_layer_density and config.protect != "all":
+        protected = tuple(reach.sensitive(model, image))
+    return Plan(
+        share,
+        rounds_of(criterion, config.rounds),
+        published=config.count == "published",
+        floor=config.min_layer_density,
+        protected=protected,
+    )
+
+
+def _pattern(config: PruneConfig, criterion: Criterion, model: nn.Module) -> Plan:
+    """Return the plan of one round, scored on the whole network, that leaves 2 of every 4."""
+    own = PruneConfig()
+    for name in ("rounds", "definition", "min_layer_density", "count", "like"):
+        if getattr(config, name) != getattr(own, name):
+            raise ConfigError(
+                f"--pattern {config.pattern} alone says how many weights stay",
+                f"leave out --{name.replace('_', '-')}",
+            )
+    weights = prunable(model).values()
+    halved = sum(weight.numel() for weight in weights if masks.has_fours(weight))
+    share = 1 - halved / 2 / max(1, sum(weight.numel() for weight in weights))
+    criteria.check(criterion, model, 1 - share)
+    return Plan(share, fours=True)
 
 
 def rounds_of(criterion: Criterion, asked: int = 0) -> int:
@@ -114,6 +200,8 @@ def rounds(job: Job, plan: Plan, path: Path, about: Mapping[str, Any]) -> Iterat
 def select(job: Job, plan: Plan, number: int, mask: MaskSet | None) -> MaskSet:
     """Return the mask of one round, from that of the round before."""
     scores = job.scores(number, mask)
+    if plan.fours:
+        return masks.keep_two_of_four(scores)
     if mask is not None and not getattr(job.criterion, "REVIVES", False):
         scores = {
             name: score.masked_fill(

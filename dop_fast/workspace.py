@@ -28,6 +28,11 @@ from dop_fast.errors import ConfigError, nearest
 
 TOML = "dopfast.toml"
 STORE = "patches.zarr"
+EXPORTS = {
+    "dense": "safetensors", "prune": "safetensors", "csr": "safetensors", "masks": "safetensors",
+    "onnx": "onnx",
+}  # fmt: skip
+"""Kinds of file that `interop` writes, and how their names end."""
 STAGES: dict[str, type[StageConfig]] = {
     "extract": ExtractConfig,
     "stitch": StitchConfig,
@@ -72,6 +77,11 @@ class Workspace:
     def run(self, name: str) -> Path:
         """Return the folder of a run; ConfigError for what is no name."""
         return _named(self.runs, name)
+
+    @property
+    def exports(self) -> Path:
+        """The folder of files for other programs."""
+        return self.root / "exports"
 
     @property
     def sanity(self) -> Path:

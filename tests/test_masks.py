@@ -1,6 +1,8 @@
 """Masks keep exactly what was asked, survive a file, and damaged files are told as such."""
 
 import json
+import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,43 @@ def test_resnet50_at_95_percent_keeps_the_known_number_in_a_file_of_a_bit_a_weig
     masks.save(tmp_path / "m.safetensors", found)
     assert (tmp_path / "m.safetensors").stat().st_size < 25_502_912 / 8 + 20_000
     assert equal(masks.load(tmp_path / "m.safetensors"), found)
+
+
+# --- two of every four
+PAIRS = list(combinations(range(4), 2))
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]) | finite, min_size=4, max_size=4))
+def test_two_of_four_is_the_best_of_the_six_pairs(values: list[float]) -> None:
+    kept = masks.keep_two_of_four({"a": torch.tensor([values])})
+    # the first of the best pairs holds the lower indices
+    best = max(PAIRS, key=lambda pair: sorted((values[i] for i in pair), reverse=True))
+    assert flat(kept) == [i in best for i in range(4)]
+
+
+def test_fours_run_along_the_inputs_at_each_output_and_place_of_a_kernel() -> None:
+    torch.manual_seed(0)
+    score = torch.randn(3, 8, 2, 2)
+    kept = masks.keep_two_of_four({"a": score}).masks["a"]
+    for out in range(3):
+        for four in (slice(0, 4), slice(4, 8)):
+            for y in range(2):
+                for x in range(2):
+                    own = score[out, four, y, x]
+                    best = {int(i) for i in own.argsort(descending=True)[:2]}
+                    chosen = kept[out, four, y, x].nonzero().flatten().tolist()
+                    assert set(chosen) == best
+
+
+def test_layers_whose_inputs_are_no_multiple_of_four_stay_dense() -> None:
+    shapes = {"first": (8, 3, 3, 3), "depthwise": (8, 1, 3, 3), "odd": (2, 6), "even": (2, 12)}
+    kept = masks.keep_two_of_four({name: torch.randn(shape) for name, shape in shapes.items()})
+    assert [row.density for row in kept.layers()] == [1, 1, 1, 0.5]
+
+
+def test_two_of_four_refuses_what_has_no_order() -> None:
+    with pytest.raises(ModelError, match="score in a is NaN"):
+        masks.keep_two_of_four({"a": torch.tensor([[1.0, math.nan, 2.0, 3.0]])})
 
 
 # --- use

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from dop_fast import criteria, masks, pipeline, residual, sanity, sweep, training
+from dop_fast import criteria, masks, models, pipeline, residual, sanity, sweep, training
 from dop_fast.cli.main import dopfast
 from dop_fast.config import ModelConfig, PruneConfig, SanityConfig, TrainConfig
 from dop_fast.errors import ConfigError, ModelError, StoreError
@@ -229,3 +229,38 @@ def test_the_command_tells_both_sparsities_the_rounds_and_the_rule(space: Worksp
     assert result["rounds"] == 3
     assert result["sparsity_overall"] == pytest.approx(0.9, abs=1e-5)
     assert result["sparsity_prunable"] > result["sparsity_overall"]
+
+
+def test_under_a_pattern_the_scores_choose_two_of_every_four(space: Workspace) -> None:
+    config = PruneConfig(criterion="snip", material="images", per_class=2, pattern="2:4")
+    path, kept, model = pipeline.prune(space, config, 0, CPU)
+    assert path.stem == "snip-images-2of4-s0"
+    assert kept.about["sparsity"] == pytest.approx(kept.sparsity)
+    assert kept.masks["conv1.weight"].all()  # of three colours
+    for name, mask in kept.masks.items():
+        if name != "conv1.weight":
+            fours = mask.movedim(1, -1).unflatten(-1, (-1, 4))
+            assert bool((fours.sum(-1) == 2).all())
+    assert pipeline.prune(space, config, 0, CPU)[1].about == kept.about  # the same is found again
+    assert masks.load(path).total == sum(w.numel() for w in models.prunable(model).values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [({"rounds": 3}, "--rounds"), ({"definition": "all"}, "--definition"),
+     ({"min_layer_density": 0.1}, "--min-layer-density")],
+)  # fmt: skip
+def test_a_pattern_goes_with_no_other_share(
+    space: Workspace, settings: dict[str, Any], option: str
+) -> None:
+    with pytest.raises(ConfigError, match="2:4 alone") as refused:
+        pipeline.prune(space, PruneConfig(criterion="snip", pattern="2:4", **settings), 0, CPU)
+    assert option in refused.value.hint
+
+
+def test_a_mask_of_before_a_setting_was_there_is_the_same(space: Workspace) -> None:
+    config = PruneConfig(criterion="magnitude")
+    path, kept, _ = pipeline.prune(space, config, 0, CPU)
+    del kept.about["settings"]["pattern"]
+    masks.save(path, kept)
+    assert pipeline.prune(space, config, 0, CPU)[1].kept == kept.kept

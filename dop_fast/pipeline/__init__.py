@@ -1,11 +1,11 @@
 """Algorithm 1 as five calls on a workspace: train, extract, stitch, prune, finetune."""
 
 from dop_fast.pipeline.discovery import Stitched, concept_table, extract, open_patches, stitch
+from dop_fast.pipeline.exchange import export, import_mask
 from dop_fast.pipeline.networks import (
     Training,
     finetune,
     open_mask,
-    plan_of,
     prune,
     run_folder,
     train,
@@ -25,13 +25,14 @@ __all__ = [
     "Training",
     "concept_table",
     "device_of",
+    "export",
     "extract",
     "finetune",
+    "import_mask",
     "init",
     "open_data",
     "open_mask",
     "open_patches",
-    "plan_of",
     "prune",
     "run_folder",
     "small_classes",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast import criteria, engine, masks, models, pruning, ranks, reach, runs, training
+from dop_fast import criteria, engine, masks, models, pruning, ranks, runs, training
 from dop_fast.config import PruneConfig, TrainConfig, fingerprint
 from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.images import ImageSet
@@ -25,6 +25,8 @@ from dop_fast.workspace import Workspace
 
 LIKENED = "same-densities"
 """The one criterion that takes the densities of another mask."""
+IMPORTED = "imported"
+"""The criterion of a mask that another program made."""
 LATER = ("chunk", "notes")
 """What is known of a mask only when it is made."""
 NEEDED = ("criterion", "material", "sparsity", "seed")
@@ -101,7 +103,8 @@ class _Task:
         if self.like:
             return "-".join([*parts, config.like, f"s{self.seed}"])
         of = "all" if config.definition == "all" else ""
-        return "-".join([*parts, f"{config.sparsity:g}{of}", f"s{self.seed}"])
+        share = f"{config.sparsity:g}{of}" if config.pattern == "none" else "2of4"
+        return "-".join([*parts, share, f"s{self.seed}"])
 
     def about(self) -> dict[str, Any]:
         """Return what the mask is made from, as its file says; `LATER` comes when it is made."""
@@ -143,32 +146,13 @@ def _open_task(workspace: Workspace, config: PruneConfig, seed: int) -> _Task:
     like = _like(workspace, config, model)
     if like:
         config = replace(config, sparsity=like.sparsity, definition="prunable")
-    plan = plan_of(config, model, _image(workspace))
+    plan = pruning.plan(config, model, _image(workspace))
+    if plan.fours:
+        config = replace(config, sparsity=1 - plan.density)
     kind = _material(workspace, config) if criterion.NEEDS_DATA else "none"
     needs_store = kind not in ("none", *material.WITHOUT_STORE)
     store = open_patches(workspace, train) if needs_store else None
     return _Task(workspace, config, seed, criterion, plan, train, model, like, kind, store)
-
-
-def plan_of(config: PruneConfig, model: nn.Module, image: tuple[int, int, int]) -> pruning.Plan:
-    """Return how many weights of the model each round keeps.
-
-    Raises ConfigError and ModelError where the model cannot be pruned so; computes no score.
-    """
-    criterion = criteria.load(config.criterion, config.variant)
-    if config.count != "exact" and config.variant != "published":
-        raise ConfigError("only published code has a published count", "add --variant published")
-    density, protected = pruning.density(model, config.sparsity, config.definition), None
-    criteria.check(criterion, model, 1 - density)
-    if config.min_layer_density and config.protect != "all":
-        protected = tuple(reach.sensitive(model, image))
-    return pruning.Plan(
-        density,
-        pruning.rounds_of(criterion, config.rounds),
-        published=config.count == "published",
-        floor=config.min_layer_density,
-        protected=protected,
-    )
 
 
 def _like(workspace: Workspace, config: PruneConfig, model: nn.Module) -> MaskSet | None:
@@ -183,6 +167,13 @@ def _like(workspace: Workspace, config: PruneConfig, model: nn.Module) -> MaskSe
     like = open_mask(workspace, config.like)[1]
     masks.check_fit(model, like)
     return like
+
+
+def prepare_as(mask: MaskSet, model: nn.Module) -> None:
+    """Change the network as that of the mask was, in training too; an imported one's was not."""
+    criterion = _preparing(mask)
+    if criterion != IMPORTED:
+        _prepare(criteria.load(criterion), model)
 
 
 def _preparing(mask: MaskSet) -> str:
@@ -200,7 +191,10 @@ def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
 def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
     """Return the mask that is there; StoreError where it was made from something else."""
     kept = masks.load(path)
-    if {key: value for key, value in kept.about.items() if key not in LATER} != about:
+    there = {key: value for key, value in kept.about.items() if key not in LATER}
+    # settings that came later were at their defaults
+    there["settings"] = {**PruneConfig().to_dict(), **there.get("settings", {})}
+    if there != about:
         raise StoreError(
             f"{path} exists and was made with other settings",
             "replace it: dopfast prune --force ..., or give another --name",
@@ -281,7 +275,7 @@ def finetune(
     model = models.build(workspace.model.name, len(data.train.classes), seed, workspace.root)
     if kept:
         _check_mask(name, kept, model)
-        _prepare(criteria.load(_preparing(kept)), model)
+        prepare_as(kept, model)
     facts = {
         "model": workspace.model.name,
         "mask": name,

@@ -14,24 +14,20 @@ weights may be called alive that are not, never the other way round.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dop_fast.errors import ModelError
 from dop_fast.masks import MaskSet
 from dop_fast.models import prunable
 from dop_fast.reach.rules import Call, Moving, everything, rule_of
+from dop_fast.reach.tracing import Traced, name_of, trace
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def follow(model: nn.Module, mask_set: MaskSet, image: Sequence[int]) -> Reach:
     Prunable weights without a mask count as kept. The model is left as found. Raises `ModelError`
     where the forward depends on values, so that it has no fixed paths.
     """
-    traced = _trace(model, image)
+    traced = trace(model, image)
     kept = {
         name: mask_set.masks.get(name, torch.ones(weight.shape, dtype=torch.bool))
         for name, weight in prunable(model).items()
@@ -95,13 +91,13 @@ def sensitive(model: nn.Module, image: Sequence[int]) -> tuple[str, ...]:
     First and last: no layer comes before, none after. A shortcut is the only layer on its way to
     a sum that two or more layers lead to on the other.
     """
-    traced = _trace(model, image)
+    traced = trace(model, image)
     before, layers = _upstream(traced), traced.layers()
     behind = set().union(*(before[node] - {node} for node in layers)) & set(layers)
     found = {layers[node] for node in layers if not (before[node] - {node}) & set(layers)}
     found |= {layers[node] for node in layers if node not in behind}
     for node in traced.signals:
-        if _name(node) != "add":
+        if name_of(node) != "add":
             continue
         ways = [before[way] for way in node.all_input_nodes if way in traced.signals]
         for one, other in zip(ways, ways[::-1], strict=True):
@@ -111,82 +107,7 @@ def sensitive(model: nn.Module, image: Sequence[int]) -> tuple[str, ...]:
     return tuple(name for name in prunable(model) if name in found)
 
 
-@dataclass(frozen=True)
-class _Traced:
-    """The operations of a forward; `names` of the placeholders, and what moves.
-
-    `signals` depend on the image; `weights`, by the prunable weights they come from, on those
-    alone.
-    """
-
-    module: fx.GraphModule
-    values: list[Tensor]
-    names: dict[fx.Node, str]
-    signals: dict[fx.Node, None]
-    weights: dict[fx.Node, str]
-
-    def layers(self) -> dict[fx.Node, str]:
-        """Return the operations in which a signal meets a weight, and the weight's name."""
-        found: dict[fx.Node, str] = {}
-        for node in self.signals:
-            own = [self.weights[each] for each in node.all_input_nodes if each in self.weights]
-            found |= {node: own[0]} if own else {}
-        return found
-
-
-def _trace(model: nn.Module, image: Sequence[int]) -> _Traced:
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {name: value.detach() for name, value in state.items()}
-    wanted = prunable(model)
-    device = next(iter(wanted.values())).device
-    names = [*state, ""]
-    values = [*state.values(), torch.zeros(1, *image, device=device)]
-
-    def run(*inputs: Tensor) -> Any:
-        # copies: a forward may count what it has seen
-        given = {name: value.clone() for name, value in zip(state, inputs, strict=False)}
-        return functional_call(model, given, (inputs[-1],))
-
-    with _plain(model):
-        try:
-            module = make_fx(functionalize(run))(*values)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelError(
-                f"the forward cannot be traced, so paths are unknown: {reason}",
-                "let it depend on the shape of the images, not on their values",
-            ) from error
-    named = dict(zip(module.graph.find_nodes(op="placeholder"), names, strict=True))
-    signals: dict[fx.Node, None] = {}
-    weights: dict[fx.Node, str] = {}
-    for node in module.graph.nodes:
-        inputs = [] if _is_blind(node) else node.all_input_nodes
-        if named.get(node) == "" or any(each in signals for each in inputs):
-            signals[node] = None
-        elif named.get(node) in wanted:
-            weights[node] = named[node]
-        elif own := [weights[each] for each in inputs if each in weights]:
-            weights[node] = own[0]
-    return _Traced(module, values, named, signals, weights)
-
-
-@contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode, without fused attention; afterwards it is as before."""
-    modes = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        model.eval()
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes.items():
-            module.training = training
-
-
-def _upstream(traced: _Traced) -> dict[fx.Node, set[fx.Node]]:
+def _upstream(traced: Traced) -> dict[fx.Node, set[fx.Node]]:
     """Return for each signal the layers that it comes through, itself among them."""
     layers = traced.layers()
     found: dict[fx.Node, set[fx.Node]] = {}
@@ -194,16 +115,6 @@ def _upstream(traced: _Traced) -> dict[fx.Node, set[fx.Node]]:
         ways = [found[each] for each in node.all_input_nodes if each in found]
         found[node] = set().union(*ways) | ({node} if node in layers else set())
     return found
-
-
-def _name(node: fx.Node) -> str:
-    """Return the bare name of an operation, `relu` for aten.relu.default."""
-    return str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
-
-
-def _is_blind(node: fx.Node) -> bool:
-    """Return whether an operation reads nothing of its arguments but their shape."""
-    return _name(node).startswith("new_") or _name(node).endswith("_like")
 
 
 class _Saturate(torch.autograd.Function):
@@ -221,7 +132,7 @@ class _Saturate(torch.autograd.Function):
 class _Walk(fx.Interpreter):
     """Runs the traced operations by their rules."""
 
-    def __init__(self, traced: _Traced, kept: dict[str, Tensor]) -> None:
+    def __init__(self, traced: Traced, kept: dict[str, Tensor]) -> None:
         super().__init__(traced.module, garbage_collect_values=True)
         self.traced, self.guessed, self.empty = traced, set[str](), set[fx.Node]()
         self.weights = {
@@ -256,7 +167,7 @@ class _Walk(fx.Interpreter):
             if n in traced.weights:
                 return self.weights[traced.names[n]]
             return torch.ones_like(value, dtype=torch.float32) if n in traced.signals else value
-        if n.op == "output" or _name(n) == "getitem":
+        if n.op == "output" or name_of(n) == "getitem":
             found = super().run_node(n)
         elif n in traced.signals or n in traced.weights:
             found = tree_map(_saturated, self._passed(n))
@@ -278,9 +189,9 @@ class _Walk(fx.Interpreter):
 
         args, kwargs = map_arg(n.args, marked), map_arg(n.kwargs, marked)
         call = Call(n.target, tuple(args), dict(kwargs), n.meta["val"])
-        rule = rule_of(_name(n))
+        rule = rule_of(name_of(n))
         if rule is None:
-            self.guessed.add(_name(n))
+            self.guessed.add(name_of(n))
             return everything(call)
         return rule(call)
 

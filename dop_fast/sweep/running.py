@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dop_fast import masks, models, pipeline, runs, stores
+from dop_fast import masks, models, pipeline, pruning, runs, stores
 from dop_fast.config import ModelConfig, fingerprint, is_remote
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.images import ImageSet
@@ -192,7 +192,7 @@ def _check(book: Book) -> None:
     model = models.build(space.model.name, len(book.train.classes), space.seed, space.root)
     for row, sparsity in {(cell.row, cell.sparsity): None for cell in book.cells}:
         if row:
-            pipeline.plan_of(row.pruning(sparsity), model, (3, size, size))
+            pruning.plan(row.pruning(sparsity), model, (3, size, size))
 
 
 def _next(book: Book) -> tuple[Cell, Claim] | None:
