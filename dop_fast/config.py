@@ -137,7 +137,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class DataConfig(StageConfig):
     """Where the images are and how they enter a network."""
 
-    path: str = setting("", "folder of classes, zip of one, or a torchvision data set's name")
+    path: str = setting(
+        "", "folder of classes, zip of one, folder of datasets' save_to_disk, or the name of a "
+        "torchvision data set"
+    )  # fmt: skip
     size: int = setting(224, "images enter the network as size x size pixels", low=8)
     val_share: float = setting(
         0.2, "share held out where there is no val/ folder", low=0, high=1, open_low=True,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dop_fast.config import DataConfig, fingerprint
 from dop_fast.errors import ConfigError, DataError
+from dop_fast.saved import is_saved, open_saved
 from dop_fast.sources import Part, Source, open_tree, open_vision, vision_sets
 
 # what PIL raises for files that are damaged, of an unknown kind or absurdly large
@@ -99,9 +100,10 @@ class ImageSet:
 def open_images(config: DataConfig, root: Path, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return the training images and the held-out ones; paths are seen from `root`.
 
-    `config.path` is a folder or a zip if there is one, else the name of a torchvision data set,
-    which is downloaded to `root/data`. Where nothing is held out, `config.val_share` of each
-    class is, drawn from `seed`. Raises DataError, and ConfigError for the mean and std.
+    `config.path` is a folder or a zip if there is one, of Hugging Face's `save_to_disk` too, else
+    the name of a torchvision data set, which is downloaded to `root/data`. Where nothing is held
+    out, `config.val_share` of each class is, drawn from `seed`. Raises DataError, and ConfigError
+    for the mean and std.
     """
     if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
         raise ConfigError(
@@ -109,7 +111,9 @@ def open_images(config: DataConfig, root: Path, seed: int) -> tuple[ImageSet, Im
             "mend them in [data]",
         )
     path = root / Path(config.path).expanduser()
-    if config.path and path.exists():
+    if config.path and is_saved(path):
+        parts = open_saved(path, config.val_share, seed)
+    elif config.path and path.exists():
         parts = open_tree(path, config.val_share, seed)
     elif config.path in vision_sets():
         parts = open_vision(config.path, root / "data", config.val_share, seed)

@@ -68,12 +68,13 @@ def open_tree(path: Path, share: float, seed: int) -> tuple[Part, Part]:
         tops = tree.tops()
         held_out = next((name for name in HELD_OUT if name in tops), "")
         if "train" in tops and held_out:
+            _check_sorted(tree.below(held_out))
             train, val = tree.below("train").part(), tree.below(held_out).part()
             _check_same_classes(set(train.classes), set(val.classes))
-            _check_full(train, 1)
+            check_full(train, 1)
             return train, val
         if len(tops) != 1 or not tree.below(tops[0]).folders:
-            return _hold_out(tree.part(), share, seed)
+            return hold_out(tree.part(), share, seed)
         tree = tree.below(tops[0])  # one folder around all the others
 
 
@@ -99,12 +100,12 @@ def open_vision(name: str, folder: Path, share: float, seed: int) -> tuple[Part,
             f"cannot open torchvision's {name}: {error}",
             f"put its files into {folder}, or give a folder of classes",
         ) from error
-    return (parts[0], parts[1]) if len(parts) == 2 else _hold_out(parts[0], share, seed)
+    return (parts[0], parts[1]) if len(parts) == 2 else hold_out(parts[0], share, seed)
 
 
-def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
+def hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     """Split off `share` of each class, at least one image and not all; the order is kept."""
-    _check_full(part, 2)
+    check_full(part, 2)
     out = np.zeros(len(part.labels), dtype=np.bool_)
     for class_id, name in enumerate(part.classes):
         rows = np.flatnonzero(part.labels == class_id)
@@ -123,7 +124,19 @@ def _check_same_classes(train: set[str], val: set[str]) -> None:
         )
 
 
-def _check_full(part: Part, least: int) -> None:
+def _check_sorted(tree: "_Tree") -> None:
+    """Refuse images beside the folders of classes, as ILSVRC's validation images come."""
+    loose = [name for name in tree.files if "/" not in name]
+    if loose and not tree.folders:
+        raise DataError(
+            f"{tree.where} holds {len(loose)} images, such as {min(loose)}, in no class's folder",
+            "move each into the folder of its class, named as in train (for ImageNet: valprep.sh), "
+            "or take val away: a share of train is held out then",
+        )
+
+
+def check_full(part: Part, least: int) -> None:
+    """Raise DataError where a class has fewer than `least` images."""
     counts = np.bincount(part.labels, minlength=len(part.classes))
     if counts.min() < least:
         need = "no images" if least == 1 else "fewer than two images, too few to hold one out"
@@ -140,8 +153,8 @@ class _Folder:
 
     def open(self, index: int) -> Image.Image:
         path = self.root / self.names[index]
-        _refuse_large(path.stat().st_size)
-        return _opened(path.read_bytes())
+        refuse_large(path.stat().st_size)
+        return opened(path.read_bytes())
 
     def select(self, rows: Rows) -> "_Folder":
         return _Folder(self.root, tuple(self.names[row] for row in rows))
@@ -161,7 +174,7 @@ class _Zip:
 
     def open(self, index: int) -> Image.Image:
         offset, stored, size, method, checksum = map(int, self.members[index])
-        _refuse_large(max(stored, size))
+        refuse_large(max(stored, size))
         with self.path.open("rb") as file:
             file.seek(offset)
             signature, name, extra = struct.unpack("<4s22xHH", file.read(30))
@@ -172,7 +185,7 @@ class _Zip:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, max(size, 1))
         if signature != b"PK\x03\x04" or zlib.crc32(content) != checksum:
             raise ValueError(f"its bytes in {self.path} are damaged")
-        return _opened(content)
+        return opened(content)
 
     def select(self, rows: Rows) -> "_Zip":
         return _Zip(self.path, self.members[rows])
@@ -310,12 +323,13 @@ def _check_member(path: Path, name: str, info: zipfile.ZipInfo) -> None:
         )
 
 
-def _refuse_large(size: int) -> None:
+def refuse_large(size: int) -> None:
+    """Raise ValueError for a file that no image needs to be as large as."""
     if size > LARGEST:
         raise ValueError(f"it has {size:,} bytes, more than the {LARGEST:,} that are read")
 
 
-def _opened(content: bytes) -> Image.Image:
+def opened(content: bytes) -> Image.Image:
     """Open a file, not decoded; ValueError where its header says too many pixels."""
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)

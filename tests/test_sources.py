@@ -168,6 +168,34 @@ def test_a_broken_tree_is_told(tiny_copy: Path, tmp_path: Path, message: str, as
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("as_zip", [False, True])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_folders_around_the_set_are_passed_through(
+    tiny_images: Path, tmp_path: Path, depth: int, as_zip: bool
+) -> None:
+    around = tmp_path.joinpath("around", *["ILSVRC", "Data", "CLS-LOC"][:depth])
+    shutil.copytree(tiny_images, around)
+    outer = tmp_path / "around"
+    path = zipped(outer, tmp_path / "set.zip") if as_zip else outer
+    for part, wanted in zip(opened(path), opened(tiny_images), strict=True):
+        assert (part.names, part.fingerprint) == (wanted.names, wanted.fingerprint)
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_validation_images_in_no_folders_as_imagenet_s_come_are_told(
+    tiny_copy: Path, tmp_path: Path, as_zip: bool
+) -> None:
+    val = tiny_copy / "val"
+    for number, path in enumerate(sorted(val.rglob("*.png"))):
+        path.rename(val / f"ILSVRC2012_val_{number + 1:08}.png")
+    for folder in [path for path in val.iterdir() if path.is_dir()]:
+        folder.rmdir()
+    path = zipped(tiny_copy, tmp_path / "set.zip") if as_zip else tiny_copy
+    with pytest.raises(DataError, match=r"18 images, such as ILSVRC2012_val_00000001") as caught:
+        opened(path)
+    assert "valprep.sh" in caught.value.hint
+
+
 def test_a_class_too_small_to_split_is_told(tiny_copy: Path) -> None:
     for path in sorted((tiny_copy / "train" / "green").iterdir())[1:]:
         path.unlink()
