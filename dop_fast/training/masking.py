@@ -19,7 +19,10 @@ class MaskedSGD(torch.optim.SGD):
     `torch.amp.GradScaler` leaves unscaling to the step.
     """
 
-    _step_supports_amp_scaling = True  # what GradScaler looks for
+    # GradScaler looks for the first, and sets the others for a step
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def __init__(self, model: nn.Module, mask_set: MaskSet | None, **settings: Any) -> None:
         """Set what `mask_set` removes to zero; `settings` as for SGD."""
@@ -50,9 +53,9 @@ class MaskedSGD(torch.optim.SGD):
         )
 
     def _scaling(self) -> tuple[Tensor, Tensor] | None:
-        """Return the scale and whether a gradient is not finite, where a GradScaler steps."""
-        scale = getattr(self, "grad_scale", None)
-        return None if scale is None else (scale, getattr(self, "found_inf"))  # noqa: B009
+        if self.grad_scale is None or self.found_inf is None:
+            return None
+        return self.grad_scale, self.found_inf
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
