@@ -19,10 +19,10 @@ class MaskedSGD(torch.optim.SGD):
     `torch.amp.GradScaler` leaves unscaling to the step.
     """
 
-    # GradScaler looks for the first, and sets the others for a step
+    # GradScaler looks for the first, and for its own steps alone sets the others
     _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    grad_scale: Tensor
+    found_inf: Tensor
 
     def __init__(self, model: nn.Module, mask_set: MaskSet | None, **settings: Any) -> None:
         """Set what `mask_set` removes to zero; `settings` as for SGD."""
@@ -53,9 +53,7 @@ class MaskedSGD(torch.optim.SGD):
         )
 
     def _scaling(self) -> tuple[Tensor, Tensor] | None:
-        if self.grad_scale is None or self.found_inf is None:
-            return None
-        return self.grad_scale, self.found_inf
+        return (self.grad_scale, self.found_inf) if hasattr(self, "grad_scale") else None
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
