@@ -9,7 +9,8 @@ from together import together
 
 from dop_fast import models, pipeline, workspace
 from dop_fast.concepts import Extractor
-from dop_fast.config import ExtractConfig, PruneConfig
+from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig
+from dop_fast.stores import SEGMENT_COLUMNS
 from dop_fast.types import ClassConcepts
 
 CPU = torch.device("cpu")
@@ -93,3 +94,26 @@ def test_a_mask_file_is_byte_for_byte_that_of_one_process(
     assert names == [prune(alone)] * count
     assert files(root / "masks") == files(alone / "masks")
     assert together(2, prune, root) == names[:2]  # found, not made again
+
+
+def stitched(root: Path) -> dict[str, bytes]:
+    pipeline.stitch(workspace.load(root), StitchConfig(sigma=0.4, per_class=3), 0)
+    return files(root / "patches.zarr" / "stitched")
+
+
+def test_segments_and_stitched_patches_depend_on_no_number_of_threads(
+    extracted: Path, begun: Path, tmp_path: Path
+) -> None:
+    one, two = copytree(extracted, tmp_path / "one"), copytree(extracted, tmp_path / "two")
+    expected = stitched(one)
+    torch.set_num_threads(2)
+    try:
+        assert stitched(two) == expected
+        anew = copytree(begun, tmp_path / "anew")
+        extract(anew)
+    finally:
+        torch.set_num_threads(1)
+    for name in SEGMENT_COLUMNS:
+        for class_id in range(3):
+            column = Path("patches.zarr") / "classes" / str(class_id) / name
+            assert files(anew / column) == files(one / column)
