@@ -7,7 +7,8 @@ for more.) Batch norm takes its statistics over a chunk; everything else is in e
 so that dropout is off and both passes of a Hessian product see one function.
 
 Equal calls give equal bits on one device with the same versions and as many PyTorch threads, among
-which convolutions split their sums. So nothing here or in kernels may change that number.
+which convolutions split their sums. So nothing here or in kernels may change that number. Ranks
+that call alike share the chunks, and each gets the result: the same bits for any number of them.
 
 Finite differences are no substitute: at ReLUs they see kinks that the Hessian does not.
 """
