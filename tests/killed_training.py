@@ -14,6 +14,7 @@ from tiny_training import CONFIG, DATA, fit, network
 
 from dop_fast import models, runs
 from dop_fast.masks import MaskSet
+from dop_fast.models import weights
 from dop_fast.training import Epoch, TrainData, loop
 from dop_fast.training.step import Step
 
@@ -25,8 +26,11 @@ def train(folder: Path) -> list[Epoch]:
     """Train for three epochs of twelve steps; the second epoch is the best."""
     model = network()
     rng = torch.Generator().manual_seed(0)
-    weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
-    kept = {name: torch.rand(weight.shape, generator=rng) < 0.9 for name, weight in weights.items()}
+    kept = {
+        name: torch.rand(weight.shape, generator=rng) < 0.9
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1
+    }
     return list(fit(folder, model, SETTINGS, MaskSet(kept), IMAGES))
 
 
@@ -53,8 +57,8 @@ def half(tensors: object, path: Path, metadata: object) -> None:
 
 MOMENTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "in a step": (Step, "__call__", lambda call: at_call(20, call)),
-    "while a checkpoint is written": (models, "save_file", lambda save: at_call(3, save, half)),
-    "before a checkpoint gets its name": (Path, "replace", lambda rename: at_call(4, rename)),
+    "while a checkpoint is written": (weights, "save_file", lambda save: at_call(3, save, half)),
+    "before a checkpoint gets its name": (Path, "replace", lambda rename: at_call(5, rename)),
     "before the metrics": (runs, "write_metrics", lambda write: at_call(3, write)),
     "before the best weights": (loop, "keep_epoch", lambda keep: at_call(2, keep)),
     "before the final weights": (models, "save_weights", lambda save: at_call(1, save)),
