@@ -1,6 +1,7 @@
 """The only Click plumbing: options made from settings, panels, errors, output, progress."""
 
 import dataclasses
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -311,7 +312,7 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[
     return tuple(lines)
 
 
-def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+def track(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     """Pass `items` on behind a progress bar on stderr; nothing is drawn when it is piped."""
     if not sys.stderr.isatty() or not _ranks.first():
         yield from items
@@ -346,10 +347,14 @@ def failures(argv: list[str]) -> Iterator[None]:
         _fail(argv, type(error).__name__, error.message, error.hint)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
-        if error.filename is None:  # not about a file: a bug
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(argv, "file", "the disk is full",
+                  "make room and run the same command again: what is finished is kept")  # fmt: skip
+        elif error.filename is None:  # not about a file: a bug
             raise
-        _fail(argv, "file", f"{error.strerror}: {error.filename}",
-              "check the path, its permissions and the space left, then run it again")  # fmt: skip
+        else:
+            _fail(argv, "file", f"{error.strerror}: {error.filename}",
+                  "check the path and its permissions, then run it again")  # fmt: skip
         sys.exit(1)
 
 

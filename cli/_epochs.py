@@ -31,6 +31,8 @@ def follow(steps: "Generator[str | Epoch, None, T]", total: int = 0) -> T:
         return result
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_interrupted(done, total)) from error
+    finally:
+        steps.close()  # an interrupted job gives back what it claimed
 
 
 def left_out(result: Mapping[str, Any]) -> tuple[str, ...]:

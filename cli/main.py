@@ -12,7 +12,7 @@ from dop_fast.cli._click import failures
 
 COMMANDS = (
     "init", "train", "extract", "stitch", "prune", "finetune", "sweep", "sanity", "report", "show",
-    "export", "import", "demo",
+    "export", "import", "demo", "verify", "doctor",
 )  # fmt: skip
 
 

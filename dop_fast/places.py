@@ -5,18 +5,22 @@ renamed: it is written in place, and only the attribute `finished`, written last
 """
 
 import asyncio
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.api.asynchronous import open_array
 from zarr.core.array_spec import ArrayConfigParams
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
@@ -26,10 +30,11 @@ from dop_fast.types import Array
 
 WHOLE: ArrayConfigParams = {"write_empty_chunks": True}
 """How arrays are written, so that a file that is missing is damage and not zeros."""
+SEAL = "crc32c"
 # what Zarr, its codecs and NumPy raise for files that are damaged or missing
 DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError,
-    MemoryError, FileNotFoundError,
+    MemoryError, FileNotFoundError, UserWarning,
 )  # fmt: skip
 
 
@@ -96,9 +101,31 @@ class Place:
     def attributes(self) -> dict[str, Any]:
         """Return the group's attributes; none where there is no group. ValueError: damaged."""
         try:
-            return dict(self.group().attrs)
+            return {key: value for key, value in self.group().attrs.items() if key != SEAL}
         except FileNotFoundError:
             return {}
+
+    def seal(self) -> None:
+        """Let the group count as finished, with a checksum of its attributes and arrays' metadata.
+
+        What arrays hold has checksums of its own.
+        """
+        self.group("a").attrs.update({"finished": True, SEAL: self._checksum()})
+
+    def broken(self) -> bool:
+        """Return whether the metadata of a sealed group are no longer those that were sealed."""
+        return bool(self.group().attrs.get(SEAL) != self._checksum())
+
+    def _checksum(self) -> str:
+        group = self.group()
+        said = {key: group.attrs[key] for key in group.attrs if key not in ("finished", SEAL)}
+        checksum = google_crc32c.value(json.dumps(said, sort_keys=True).encode())
+        for name in sorted(group.array_keys()):
+            path = "/".join(filter(None, (self.name, name, "zarr.json")))
+            content = sync(self.store.get(path, default_buffer_prototype()))
+            if content is not None:
+                checksum = google_crc32c.extend(checksum, content.to_bytes())
+        return f"{checksum:08x}"
 
     def begin(self) -> "Place":
         """Return where to write what will be here once it is finished."""
@@ -119,7 +146,7 @@ class Place:
 
     def finish(self, begun: "Place") -> None:
         """Declare what was begun finished, and put it here in place of what was here."""
-        begun.group("a").attrs["finished"] = True
+        begun.seal()
         if self.folder and begun.folder:
             self.remove()
             begun.folder.rename(self.folder)
@@ -131,3 +158,23 @@ async def _refuse_gaps(store: Store, array: Any) -> None:
         key = f"{array.path}/{array.metadata.encode_chunk_key(at)}"
         if not await store.exists(key):
             raise ValueError(f"{key} is missing")
+
+
+@contextmanager
+def reading(place: Place, hint: str) -> Iterator[None]:
+    """Turn what damage makes Zarr raise into StoreError."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise StoreError(f"{place} is damaged: {error}", hint) from error
+
+
+def take(values: "zarr.Array[Any]", index: Array | None) -> Array:
+    """Return rows of an array; one by one, since Zarr's own way takes several times as long."""
+    if index is None or values.ndim == 1 or values.nchunks == 1:
+        whole = np.asarray(values[:])
+        return whole if index is None else whole[index]
+    taken = np.empty((len(index), *values.shape[1:]), values.dtype)
+    for place, row in enumerate(index):
+        taken[place] = values[int(row)]
+    return taken

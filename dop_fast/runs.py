@@ -77,12 +77,15 @@ def begin(folder: Path, about: About, force: bool = False) -> Run:
     A run of other settings raises StoreError; `force` deletes whatever run is there. A folder
     with files that is no run is never touched.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    partial = folder / f"{MANIFEST}.partial"
+    if folder.is_dir() and any(path != partial for path in folder.iterdir()):
         there = read(folder)
         if not force:
             _refuse_other(there, about)
             return there
-        shutil.rmtree(folder)
+        for path in folder.iterdir():
+            if path.name != MANIFEST:  # until it is replaced this is a run, which may be replaced
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, about, _versions(), _commit(), _now())
     write_json(folder / MANIFEST, _manifest(run))

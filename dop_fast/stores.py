@@ -13,7 +13,6 @@ What is written counts once it is `finished`, see `places`. Every chunk carries 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dop_fast import __version__, places, shards
 from dop_fast.errors import StoreError
-from dop_fast.places import Place
+from dop_fast.places import Place, reading, take
 from dop_fast.types import Array, ClassConcepts, Concept, Patches, Segments
 
 SCHEMA, VERSION = "dopfast.patches", 1
@@ -105,7 +104,7 @@ class PatchWriter:
             group.create_array(
                 column, data=data, chunks=whole, compressors=CODEC, config=places.WHOLE
             )
-        group.attrs["finished"] = True
+        (self.partial / name).seal()
 
     def finish(self) -> "PatchStore":
         """Let the store count, in place of an older one, and open it."""
@@ -130,7 +129,7 @@ class PatchStore:
             )
         if not attributes.get("finished"):
             raise StoreError(f"{address} is unfinished", AGAIN)
-        with _reading(self._place, AGAIN):
+        with reading(self._place, AGAIN):
             self.header = _header(attributes["header"])
 
     def concepts(self, class_id: int) -> ClassConcepts:
@@ -138,7 +137,7 @@ class PatchStore:
         if not 0 <= class_id < len(self.header.classes):
             raise StoreError(f"{self.path} has no class {class_id}", AGAIN)
         place = self._place / f"classes/{class_id}"
-        with _reading(place, AGAIN):
+        with reading(place, AGAIN):
             column = place.read(COLUMNS)
         segments = Segments(
             **{key: column[key] for key in SEGMENT_COLUMNS}, canvas=self.header.canvas
@@ -162,7 +161,7 @@ class PatchStore:
         It decodes no image. None where the pixels are not stored.
         """
         place = self._place / f"classes/{found.class_id}"
-        with _reading(place, AGAIN):
+        with reading(place, AGAIN):
             if not (place / "colours").exists():
                 return None
             colours = place.read(("colours",))["colours"]
@@ -182,7 +181,7 @@ class PatchStore:
     @property
     def stitching(self) -> dict[str, Any] | None:
         """Return the settings of the stitched patches, or None where there are none."""
-        with _reading(self._stitched, STITCH_AGAIN):
+        with reading(self._stitched, STITCH_AGAIN):
             attributes = self._stitched.attributes()
         return attributes if attributes.pop("finished", False) else None
 
@@ -203,9 +202,9 @@ class PatchStore:
                 f"{self.path} has no stitched patches", "run: dopfast stitch --sigma 0.75"
             )
         height, width = self.header.canvas
-        with _reading(self._stitched, STITCH_AGAIN):
+        with reading(self._stitched, STITCH_AGAIN):
             _ = self._all_stitched
-            pick = {key: _take(values, index) for key, values in self._stitched.group().arrays()}
+            pick = {key: take(values, index) for key, values in self._stitched.group().arrays()}
             valid = np.unpackbits(pick["valid"], axis=1, count=height * width)
             pick["valid"] = valid.reshape(-1, height, width).view(np.bool_)
             return Patches(**pick)
@@ -213,7 +212,7 @@ class PatchStore:
     def coverage(self) -> NDArray[np.float64]:
         """Return every stitched patch's share of valid pixels r, Eq. 6, reading no pixels."""
         height, width = self.header.canvas
-        with _reading(self._stitched, STITCH_AGAIN):
+        with reading(self._stitched, STITCH_AGAIN):
             bits: Any = self._stitched.group()["valid"]
             rows = range(0, bits.shape[0], 16 * SHARD)  # not at once: memory stays the same
             counts = [np.bitwise_count(bits[i : i + rows.step]).sum(axis=1) for i in rows]
@@ -224,7 +223,7 @@ class PatchStore:
 
         float64[k]; for each rank the mean over the classes that have such a concept.
         """
-        with _reading(self._stitched, STITCH_AGAIN):
+        with reading(self._stitched, STITCH_AGAIN):
             visible = self._stitched.read(("visible",))["visible"]
         shares: NDArray[np.float64] = np.nanmean(visible, axis=0, dtype=np.float64)
         return shares
@@ -287,26 +286,6 @@ def exists(address: Path | str) -> bool:
     place = Place(address)
     known = _known(place)
     return place.exists() and (not known or bool(known.get("finished")))
-
-
-@contextmanager
-def _reading(place: Place, hint: str) -> Iterator[None]:
-    """Turn what damage makes Zarr raise into StoreError."""
-    try:
-        yield
-    except places.DAMAGE as error:
-        raise StoreError(f"{place} is damaged: {error}", hint) from error
-
-
-def _take(values: "zarr.Array[Any]", index: Array | None) -> Array:
-    """Return rows of an array; one by one, since Zarr's own way takes several times as long."""
-    if index is None or values.ndim == 1 or values.nchunks == 1:
-        whole = np.asarray(values[:])
-        return whole if index is None else whole[index]
-    taken = np.empty((len(index), *values.shape[1:]), values.dtype)
-    for place, row in enumerate(index):
-        taken[place] = values[int(row)]
-    return taken
 
 
 def _whole_shards(parts: Iterable[Patches]) -> Iterator[list[Patches]]:
@@ -394,7 +373,7 @@ def _header(made: dict[str, Any]) -> Header:
 
 
 def _read_attributes(place: Place) -> dict[str, Any]:
-    with _reading(place, AGAIN):
+    with reading(place, AGAIN):
         return place.attributes()
 
 

@@ -84,6 +84,11 @@ class Workspace:
         return self.root / "exports"
 
     @property
+    def claims(self) -> Path:
+        """The folder where processes say what they work on."""
+        return self.root / "claims"
+
+    @property
     def sanity(self) -> Path:
         """The folder of what `sanity` measured: a file for each sparsity and seed."""
         return self.root / "sanity"

@@ -15,13 +15,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from dop_fast import claims as claims_module
 from dop_fast import masks, pipeline, runs, sweep, workspace
+from dop_fast.claims import STALE_S, Claims
 from dop_fast.cli.main import dopfast
 from dop_fast.config import ExtractConfig
 from dop_fast.errors import ModelError, StoreError
-from dop_fast.sweep import claims as claims_module
 from dop_fast.sweep import running
-from dop_fast.sweep.claims import STALE_S, Claims
 from dop_fast.sweep.definition import parse
 from dop_fast.workspace import Workspace
 

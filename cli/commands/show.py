@@ -33,9 +33,11 @@ SHEETS = ("concepts", "stitched", "segments")
 )
 def show(call: Call, what: str, name: str, image: int, output: Path | None) -> Outcome:
     """Write a PNG of concepts, stitched patches or segments."""
+    from dop_fast import disk
     from dop_fast.report import sheets
 
     path = output or call.workspace.root / f"{'-'.join(filter(None, (what, name)))}.png"
     sheet = sheets.show(call.workspace, what, name, image)
-    sheet.save(path, "PNG")
+    with disk.replacing(path, 0) as partial:
+        sheet.save(partial, "PNG")
     return Outcome(result={"sheet": path}, lines=(str(path),), wrote=(str(path),))  # fmt: skip

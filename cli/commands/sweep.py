@@ -1,6 +1,5 @@
 """`dopfast sweep`: criteria, materials, sparsities and seeds, compared in one go."""
 
-from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,8 +38,7 @@ def sweep(call: Call, file: str, model: str, dry_run: bool) -> Outcome:
         return _preview(book)
     steps = run(book, pipeline.device_of(call.device), force=call.force,
                 after_cell=lambda: write(book), track=track)  # fmt: skip
-    with closing(steps):  # an interrupted sweep gives its claim back
-        done_here = follow(steps, book.sweep.finetune.epochs)
+    done_here = follow(steps, book.sweep.finetune.epochs)
     results, wrote = write(book)
     states = {cell.run: book.state(cell) for cell in book.cells}
     failed = {name: state for name, state in states.items() if state.startswith("failed")}

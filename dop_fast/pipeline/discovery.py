@@ -11,7 +11,7 @@ from dop_fast.config import ExtractConfig, StitchConfig
 from dop_fast.errors import StoreError
 from dop_fast.images import ImageSet
 from dop_fast.patches import stitching
-from dop_fast.pipeline.opening import open_data, teacher_config
+from dop_fast.pipeline.opening import alone, open_data, store_key, teacher_config
 from dop_fast.stores import Header, PatchStore, PatchWriter
 from dop_fast.types import Track, untracked
 from dop_fast.workspace import Workspace
@@ -48,25 +48,26 @@ def extract(
         layer=extractor.layer,
         config={**config.to_dict(), "seed": seed},
     )
-    if stores.exists(workspace.patches) and not force:
-        store = PatchStore(workspace.patches)
-        if store.header == header:
-            return store
-        raise StoreError(
-            f"{workspace.patches} was extracted with other data, teacher or settings",
-            "replace it: dopfast extract --force",
-        )
-    with ranks.first_alone():  # it begins the store
-        writer = PatchWriter(workspace.patches, header)
-    left = ranks.once(lambda: [i for i in range(len(train.classes)) if not writer.done(i)])
-    if left:
-        _ = extractor.random
-    own = ranks.share(left)
-    for class_id in track(own, "extracting", len(own)):
-        writer.write(extractor.extract(class_id), train.load)
-    ranks.gather(None)  # until each has written its classes
-    with ranks.first_alone():
-        return writer.finish() if ranks.here().first else PatchStore(workspace.patches)
+    with alone(workspace, store_key(workspace), workspace.patches):
+        if stores.exists(workspace.patches) and not force:
+            store = PatchStore(workspace.patches)
+            if store.header == header:
+                return store
+            raise StoreError(
+                f"{workspace.patches} was extracted with other data, teacher or settings",
+                "replace it: dopfast extract --force",
+            )
+        with ranks.first_alone():  # it begins the store
+            writer = PatchWriter(workspace.patches, header)
+        left = ranks.once(lambda: [i for i in range(len(train.classes)) if not writer.done(i)])
+        if left:
+            _ = extractor.random
+        own = ranks.share(left)
+        for class_id in track(own, "extracting", len(own)):
+            writer.write(extractor.extract(class_id), train.load)
+        ranks.gather(None)  # until each has written its classes
+        with ranks.first_alone():
+            return writer.finish() if ranks.here().first else PatchStore(workspace.patches)
 
 
 def open_patches(workspace: Workspace, train: ImageSet) -> PatchStore:
@@ -104,20 +105,21 @@ def stitch(
 ) -> Stitched:
     """Stitch every class's concepts (Algorithm 2) into the store."""
     train, _ = open_data(workspace)
-    store = open_patches(workspace, train)
-    about = {**config.to_dict(), "seed": seed}
-    found = store.stitching
-    if found is not None and found != about and not force:
-        raise StoreError(
-            f"{store.path} already has stitched patches, made with other settings",
-            "replace them: dopfast stitch --force",
-        )
-    names = store.header.classes
-    if found is None or force:
-        parts = stitching.stitch_all(store, train, config, seed)
-        store.write_stitched(
-            track(parts, "stitching", len(names)), len(names) * config.per_class, about
-        )
+    with alone(workspace, store_key(workspace), workspace.patches):
+        store = open_patches(workspace, train)
+        about = {**config.to_dict(), "seed": seed}
+        found = store.stitching
+        if found is not None and found != about and not force:
+            raise StoreError(
+                f"{store.path} already has stitched patches, made with other settings",
+                "replace them: dopfast stitch --force",
+            )
+        names = store.header.classes
+        if found is None or force:
+            parts = stitching.stitch_all(store, train, config, seed)
+            store.write_stitched(
+                track(parts, "stitching", len(names)), len(names) * config.per_class, about
+            )
     return _stitched(store, config)
 
 

@@ -18,7 +18,7 @@ from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.patches import material
 from dop_fast.pipeline.discovery import open_patches
-from dop_fast.pipeline.opening import open_data
+from dop_fast.pipeline.opening import alone, open_data
 from dop_fast.stores import PatchStore
 from dop_fast.types import Batches, Track, untracked
 from dop_fast.workspace import Workspace
@@ -52,24 +52,25 @@ def prune(
     task = _open_task(workspace, config, seed)
     path = workspace.mask(name or task.label)
     plan, about = task.plan, task.about()
-    if not force and ranks.once(path.is_file):
-        return path, _same(path, about), task.model
-    _prepare(task.criterion, task.model.to(device))
-    batches, made = task.batches(device)
-    about |= made
-    knobs = {
-        "precision": config.precision,
-        "variant": config.variant,
-        "image": _image(workspace),
-        "sparsity": 1 - plan.density,
-        "like": task.like and task.like.masks,
-    }
-    job = pruning.Job(task.criterion, task.model, batches, cross_entropy, seed, knobs)
-    rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
-    kept = replace(deque(rounds, maxlen=1).pop(), about=about)
-    ranks.once(partial(masks.save, path, kept))
-    ranks.once(partial(pruning.forget, path))
-    return path, kept, task.model.cpu()
+    with alone(workspace, f"mask-{path.stem}", path):
+        if not force and ranks.once(path.is_file):
+            return path, _same(path, about), task.model
+        _prepare(task.criterion, task.model.to(device))
+        batches, made = task.batches(device)
+        about |= made
+        knobs = {
+            "precision": config.precision,
+            "variant": config.variant,
+            "image": _image(workspace),
+            "sparsity": 1 - plan.density,
+            "like": task.like and task.like.masks,
+        }
+        job = pruning.Job(task.criterion, task.model, batches, cross_entropy, seed, knobs)
+        rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
+        kept = replace(deque(rounds, maxlen=1).pop(), about=about)
+        ranks.once(partial(masks.save, path, kept))
+        ranks.once(partial(pruning.forget, path))
+        return path, kept, task.model.cpu()
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,10 @@ def finetune(
         "data": data.train.fingerprint,
     }
     about = runs.About("finetune", facts, config.to_dict(), sources or {}, str(device))
-    result = yield from _follow(model, data, config, folder, about, kept, force=force, track=track)
+    with alone(workspace, f"run-{folder.name}", folder):
+        result = yield from _follow(
+            model, data, config, folder, about, kept, force=force, track=track
+        )
     return result
 
 
@@ -324,8 +328,11 @@ def train(
     facts = {"model": name, "seed": seed, "data": data.train.fingerprint}
     about = runs.About("train", facts, config.to_dict(), sources or {}, str(device))
     folder = workspace.runs / "teacher"
-    result = yield from _follow(model, data, config, folder, about, None, force=force, track=track)
-    ranks.once(partial(models.save_weights, workspace.teacher_weights, model, {"model": name}))
+    with alone(workspace, f"run-{folder.name}", folder):
+        result = yield from _follow(
+            model, data, config, folder, about, None, force=force, track=track
+        )
+        ranks.once(partial(models.save_weights, workspace.teacher_weights, model, {"model": name}))
     return result
 
 

@@ -1,17 +1,42 @@
 """A workspace, its images, its teacher and the device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from dop_fast import images, models
+from dop_fast import images, models, ranks
+from dop_fast.claims import Claims
 from dop_fast.concepts import FEWEST_IMAGES
-from dop_fast.config import SMALL_SIDE, DataConfig, ModelConfig, TeacherConfig
+from dop_fast.config import SMALL_SIDE, DataConfig, ModelConfig, TeacherConfig, fingerprint
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.workspace import TOML, Workspace
 from dop_fast.workspace import create as write
+
+
+@contextmanager
+def alone(workspace: Workspace, key: str, what: Path | str) -> Iterator[None]:
+    """Work on something in this process only; StoreError says which other process has it."""
+    if not ranks.here().first:  # the first one has it for all of them
+        yield
+        return
+    claims = Claims(workspace.claims)
+    claim = claims.take(key)
+    if claim is None:
+        raise StoreError(
+            f"{what} is being worked on by {claims.holder(key) or 'another process'}",
+            "wait until it is done, or end that process; then run the same command again",
+        )
+    with claim:
+        yield
+
+
+def store_key(workspace: Workspace) -> str:
+    """Return what the workspace's store of patches is claimed by."""
+    return f"store-{fingerprint(workspace.store)}"
 
 
 def device_of(name: str) -> torch.device:

@@ -52,6 +52,9 @@ class Claims:
                 json.dump({"machine": _machine(), "pid": os.getpid(), "token": claim.token}, file)
         except FileExistsError:
             return None
+        except OSError:  # the disk is full: made, and not signed
+            claim.path.unlink(missing_ok=True)
+            raise
         return claim
 
     def holder(self, key: str) -> str:
@@ -96,7 +99,8 @@ class Claims:
         owner = _read(path)
         if owner.get("machine") == _machine() and not _runs(owner["pid"]):
             return False
-        return age < STALE_S
+        # made and not yet signed: its owner does both at once, or was killed in between
+        return age < (STALE_S if owner else BEAT_S)
 
     def _now(self) -> float:
         with tempfile.TemporaryFile(dir=self.folder) as file:

@@ -1,0 +1,74 @@
+"""Two processes on one workspace: the second one says who is at work, and harms nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+from small_space import Run, contents
+
+from dop_fast import workspace
+from dop_fast.claims import BEAT_S, Claims
+from dop_fast.pipeline.opening import store_key
+
+MASK = "snip-stitched-0.9-s0"
+CLAIMED = {
+    "extract --force": "store",
+    "stitch --force": "store",
+    "train --force": "run-teacher",
+    "prune --force": f"mask-{MASK}",
+    f"finetune --force --mask {MASK}": f"run-{MASK}",
+}
+
+
+def key(space: Path, name: str) -> str:
+    return store_key(workspace.load(space)) if name == "store" else name
+
+
+@pytest.mark.parametrize("command", CLAIMED)
+def test_what_another_process_works_on_is_left_alone(space: Path, run: Run, command: str) -> None:
+    claim = Claims(space / "claims").take(key(space, CLAIMED[command]))
+    assert claim is not None
+    with claim:
+        before = contents(space)
+        told = run(*command.split(), "-w", space)
+        assert told.code == 1, told
+        assert f"process {os.getpid()}" in told.err and "\nhint: " in told.err
+        assert contents(space) == before
+
+
+def test_other_masks_and_runs_go_on_meanwhile(space: Path, run: Run) -> None:
+    claims = Claims(space / "claims")
+    for name in ("store", f"mask-{MASK}", f"run-{MASK}"):
+        assert claims.take(key(space, name)) is not None
+    assert run("prune", "--criterion", "random", "-w", space).code == 0
+    assert run("finetune", "--mask", "random-0.9-s0", "-w", space).code == 0
+    assert not list(claims.folder.glob("*random*"))  # given back
+
+
+def test_a_claim_that_was_never_signed_holds_no_longer_than_its_owner_needs(
+    tmp_path: Path,
+) -> None:
+    claims = Claims(tmp_path)
+    path = claims.folder / "a.0.claim"
+    path.touch()  # its process was killed between making and signing it
+    assert claims.take("a") is None
+    os.utime(path, (path.stat().st_mtime - 2 * BEAT_S,) * 2)
+    assert claims.take("a") is not None
+
+
+@pytest.mark.parametrize("command", ["train", "extract --force", "prune --criterion random"])
+def test_ctrl_c_says_what_is_safe_and_gives_back_what_was_claimed(
+    space: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The interrupt comes while files are being written, as deep as it may."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in (("dop_fast.stores.PatchWriter", "write"), ("dop_fast.disk", "replacing")):
+        monkeypatch.setattr(f"{module}.{name}", interrupt)
+    told = run(*command.split(), "--json" if command == "train" else "-q", "-w", space)
+    assert told.code == 130
+    assert "interrupted; what is finished is kept" in told.out + told.err
+    assert "run the same command again" in told.out + told.err
+    assert not list((space / "claims").iterdir())
