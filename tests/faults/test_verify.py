@@ -18,8 +18,8 @@ COVERED = ("patches.zarr", "random.zarr", "masks", "runs", "teacher.safetensors"
 def covered(space: Path) -> list[Path]:
     """Return the files that have a checksum, their own or inside of their group."""
     found = [path for name in COVERED for path in (space / name, *(space / name).rglob("*"))]
-    return [path for path in found if path.is_file() and path.suffix != ".jsonl"
-            and path.name != "manifest.json"]  # fmt: skip
+    jsons = ("metrics.jsonl", "manifest.json")
+    return sorted(path for path in found if path.is_file() and path.name not in jsons)
 
 
 def test_a_whole_workspace_is_sound(space: Path, run: Run) -> None:
@@ -32,10 +32,12 @@ def test_a_whole_workspace_is_sound(space: Path, run: Run) -> None:
     assert {"masks/snip-stitched-0.9-s0.safetensors", "teacher.safetensors"} < seen
 
 
-def test_a_flipped_bit_is_found_in_every_file_that_has_a_checksum(space: Path, run: Run) -> None:
+def test_a_flipped_bit_is_found_in_any_file_that_has_a_checksum(space: Path, run: Run) -> None:
     lot = random.Random(0)
-    paths = covered(space)
-    assert len(paths) > 80
+    every = covered(space)
+    paths = [path for path in every if path.suffix == ".safetensors"]
+    paths += lot.sample([path for path in every if path not in paths], 14)
+    assert len(paths) > 18
     for path in paths:
         whole = path.read_bytes()
         damaged = bytearray(whole)
