@@ -42,7 +42,6 @@ def export(call: Call, kind: str, run: str, mask: str, output: Path | None) -> O
         result={"name": name, "kind": kind, **asdict(made)},
         lines=_lines(name, made),
         wrote=(str(made.path),),
-        next="" if kind == "onnx" else f"dopfast import {made.path} --name again",
     )
 
 
