@@ -159,7 +159,7 @@ def test_a_network_of_which_onnxruntime_makes_another_is_refused(
     pytest.importorskip("onnxscript")
 
     class Session:
-        def __init__(self, content: bytes, providers: list[str]) -> None: ...
+        def __init__(self, content: bytes, options: object, providers: list[str]) -> None: ...
 
         def run(self, outputs: None, inputs: dict[str, Any]) -> tuple[Any]:
             return (torch.ones(2, 3).numpy(),)
