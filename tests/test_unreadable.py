@@ -12,8 +12,10 @@ from tiny_training import CONFIG, CPU, DATA, fit, network
 from dop_fast import runs, training
 from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
+from dop_fast.report import facts, table
 from dop_fast.sources import Source
 from dop_fast.training import TrainData, loader
+from dop_fast.workspace import ModelConfig, TeacherConfig, Workspace
 
 CONFIG = replace(CONFIG, epochs=2)
 
@@ -81,6 +83,19 @@ def test_a_training_names_what_it_left_out_before_an_interruption_too(tmp_path: 
         while True:
             next(mended)
     assert ended.value.value.unreadable == ("7", "3")
+
+
+def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:
+    space = Workspace(tmp_path, 0, DATA, TeacherConfig(), ModelConfig(), {})
+    results = []
+    for name, unread in (("a", ["7.png"]), ("b", ["7.png", "3.png"])):
+        asked = runs.About("finetune", {"seed": 0}, {})
+        runs.begin(tmp_path / name, asked)
+        done = {"top1": 0.5, "top5": 1.0, "unreadable": unread}
+        results.append(table.result(runs.finish(tmp_path / name, done)))
+    told = facts.overview(space, None, None, results)["Left out"]
+    assert told == "2 images that cannot be read: 3.png, 7.png"
+    assert "Left out" not in facts.overview(space, None, None, [])
 
 
 @pytest.mark.parametrize("kind", ["pad", "resized"])

@@ -31,6 +31,7 @@ class Step(NamedTuple):
     makes: str
 
 
+NAMED = 5  # images that are named before the rest is counted
 TRAIN = Step("dopfast train", "a teacher, unless [teacher] names one")
 EXTRACT = Step("dopfast extract", "the concepts of every class")
 STITCH = Step("dopfast stitch", "patches that cover most of an image")
@@ -67,6 +68,11 @@ def overview(
     if results:
         total = duration(sum(result.time_s for result in results))
         facts["Training"] = f"{counted(len(results), 'run')}, {total} in all"
+    unread = sorted({name for result in results for name in result.unreadable})
+    if unread:
+        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
+        named = ", ".join(unread[:NAMED])
+        facts["Left out"] = f"{counted(len(unread), 'image')} that cannot be read: {named}{more}"
     return facts
 
 

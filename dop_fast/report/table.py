@@ -28,6 +28,7 @@ class Result:
     top1: float
     top5: float
     epochs: Sequence[Mapping[str, Any]]
+    unreadable: tuple[str, ...]
 
     @property
     def series(self) -> str:
@@ -58,6 +59,7 @@ def result(run: Run) -> Result:
         top1=run.result["top1"],
         top5=run.result["top5"],
         epochs=metrics(run.folder),
+        unreadable=tuple(run.result.get("unreadable", ())),
     )
 
 
