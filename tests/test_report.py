@@ -10,30 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import report_space
 import torch
 from PIL import Image
+from report_space import HOSTILE, MASKS, SIZE, empty, write_run
 from sklearn.datasets import load_sample_image
 
-from dop_fast import masks, report, runs, workspace
-from dop_fast.config import (
-    DataConfig,
-    ExtractConfig,
-    ModelConfig,
-    StitchConfig,
-    TeacherConfig,
-    TrainConfig,
-)
-from dop_fast.images import ImageSet, open_images
+from dop_fast import report, runs
+from dop_fast.images import open_images
 from dop_fast.masks import MaskSet
-from dop_fast.report import charts, facts, gallery, table, tiles
-from dop_fast.stores import Header, PatchStore, PatchWriter
-from dop_fast.types import ClassConcepts, Concept, Patches, Segments
+from dop_fast.report import charts, facts, gallery, plots, table, tiles, ways
+from dop_fast.stores import PatchStore
+from dop_fast.types import ClassConcepts, Concept, Segments
 from dop_fast.workspace import Workspace
 
-SIZE = 32
-NAMES = ("blue", "<script>alert(1)</script>", "red")
 VOID = {"meta", "img", "input", "link", "br", "hr"}
-SECTIONS = ("results", "concepts", "stitched", "masks", "training")
+SECTIONS = ("results", "concepts", "stitched", "masks", "training", "made")
 
 
 class Page(HTMLParser):
@@ -82,106 +74,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Workspace:
     """Return a workspace that holds everything a report shows."""
-    made = _empty(tmp_path_factory.mktemp("space"), tiny_images)
-    train, _ = open_images(made.data, made.root, 0)
-    _write_store(made, train)
-    for name, criterion, material, sparsity, seed, top1 in RUNS:
-        _write_run(made, name, (criterion, material, sparsity, seed), top1)
-    for name, mask in MASKS.items():
-        masks.save(made.masks / f"{name}.safetensors", mask)
-    return made
+    return report_space.full(tmp_path_factory.mktemp("space"), tiny_images)
 
 
 @pytest.fixture(scope="module")
 def page(space: Workspace) -> Page:
     return Page(report.write(space).read_text(encoding="utf-8"))
-
-
-RUNS = (
-    ("a0", "grasp", "stitched", 0.9, 0, 0.70),
-    ("a1", "grasp", "stitched", 0.9, 1, 0.72),
-    ("a2", "grasp", "stitched", 0.9, 2, 0.71),
-    ("b0", "grasp", "stitched", 0.95, 0, 0.65),
-    ("c0", "snip", "images", 0.9, 0, 0.685),
-    ("d0", "synflow", "none", 0.9, 0, 0.5),
-    ("e0", None, None, 0.0, 0, 0.8125),
-)
-
-
-def _mask(bits: str, criterion: str, sparsity: float = 0.5) -> MaskSet:
-    kept = torch.tensor([bit == "1" for bit in bits])
-    about = {"criterion": criterion, "material": "images", "sparsity": sparsity, "seed": 0}
-    return MaskSet({"conv.weight": kept[:4].reshape(2, 2), "fc.weight": kept[4:]}, about)
-
-
-MASKS = {
-    "first": _mask("11110000", "grasp"),
-    "second": _mask("11001100", "snip"),
-    "other": _mask("10000000", "grasp", 0.875),
-}
-
-
-def _empty(root: Path, data: Path) -> Workspace:
-    config = DataConfig(path=str(data), size=SIZE)
-    made = Workspace(root, 0, config, TeacherConfig(layer="fc"), ModelConfig("resnet20"), {})
-    workspace.create(made)
-    return made
-
-
-def _segments(images: list[int]) -> Segments:
-    """Return the top left quarter of each image."""
-    count, quarter = len(images), SIZE // 2
-    return Segments(
-        np.array(images, np.int32),
-        np.tile(np.array([0, 0, quarter, quarter], np.int32), (count, 1)),
-        np.full(count, 5, np.int16),
-        np.arange(count + 1) * quarter * quarter // 8,
-        np.full(count * quarter * quarter // 8, 255, np.uint8),
-        (SIZE, SIZE),
-    )
-
-
-def _found(class_id: int, train: ImageSet) -> ClassConcepts:
-    segments = _segments(train.of_class(class_id).tolist())
-    members = np.arange(len(segments), dtype=np.int32)
-    runs_of = np.linspace(0.5, 0.9, 41)
-    best = Concept(members, float(runs_of.mean()), runs_of, 0.0004, 0.9)
-    weak = replace(best, members=members[:4], p_value=0.25)
-    return ClassConcepts(class_id, segments, (best, weak))
-
-
-def _write_store(made: Workspace, train: ImageSet) -> PatchStore:
-    config = {**ExtractConfig(clusters=7).to_dict(), "seed": 0}
-    header = Header(NAMES, (SIZE, SIZE), 117, train.fingerprint, "teacher", "avgpool", config)
-    writer = PatchWriter(made.patches, header)
-    for class_id in range(3):
-        writer.write(_found(class_id, train))
-    store = writer.finish()
-    settings = {**StitchConfig(sigma=0.5, per_class=4).to_dict(), "seed": 0}
-    store.write_stitched((_stitched(class_id) for class_id in range(3)), 12, settings)
-    return store
-
-
-def _stitched(class_id: int) -> Patches:
-    """Return patches that cover a quarter, a half, three quarters and all."""
-    valid = np.zeros((4, SIZE, SIZE), np.bool_)
-    for i in range(4):
-        valid[i, : SIZE * (i + 1) // 4] = True
-    pixels = np.full((4, SIZE, SIZE, 3), 50 * class_id, np.uint8)
-    return Patches(pixels, valid, np.full(4, class_id), valid.mean((1, 2)) >= 0.5)
-
-
-def _write_run(
-    made: Workspace, name: str, way: tuple[str | None, str | None, float, int], top1: float
-) -> None:
-    criterion, material, sparsity, seed = way
-    asked = {"criterion": criterion, "material": material, "sparsity": sparsity, "seed": seed}
-    settings = TrainConfig(epochs=2, lr=0.05).to_dict()
-    folder = made.runs / name
-    runs.begin(folder, runs.About("finetune", {"model": "resnet20", **asked}, settings))
-    epochs = [{"epoch": i, "top1": top1 * i / 2, "time_s": 1.5} for i in (1, 2)]
-    runs.write_metrics(folder, epochs)
-    runs.finish(folder, {"top1": top1, "top5": 0.99, "loss": 1.0})
 
 
 def test_the_page_has_every_section_once(page: Page) -> None:
@@ -200,7 +98,7 @@ def test_the_page_needs_nothing_from_outside(space: Workspace, page: Page) -> No
 
 def test_names_are_text_and_never_markup(page: Page) -> None:
     assert page.scripts == 1  # the page's own
-    assert "<script>alert(1)</script>" in page.text
+    assert " ".join(HOSTILE.split()) in page.text
 
 
 def test_the_interval_is_students_t_as_computed_by_hand(page: Page) -> None:
@@ -226,8 +124,8 @@ def test_a_criterion_without_data_has_no_material(page: Page) -> None:
 
 
 def test_a_concept_shows_its_score_its_spread_and_its_significance(page: Page) -> None:
-    # 41 scores from 0.50 to 0.90: the middle 95 % leave out the lowest and the highest
-    assert page.text.count("0.70 TCAV, 0.51 to 0.89") == 6
+    # 41 scores from 0.50 to 0.90, 0.01 apart: s = 0.1198, t(0.975, 40) = 2.0211, half = 0.0378
+    assert page.text.count("TCAV 0.70 ± 0.04") == 6
     assert page.text.count("p < 0.001 · 12 segments") == 3
     assert page.text.count("p = 0.250 · 4 segments not significant") == 3
     assert page.text.count("not significant") == 3
@@ -269,8 +167,8 @@ def test_the_histogram_counts_every_patch() -> None:
 
 
 def test_masks_of_one_sparsity_are_compared_as_sets() -> None:
-    (overlap,) = table.overlaps(MASKS)  # `other` has no mask of its sparsity beside it
-    assert overlap.names == ("first", "second")
+    (overlap,) = table.overlaps(MASKS, dict(zip(MASKS, MASKS, strict=True)))
+    assert overlap.names == ("first", "second")  # `other` has none of its sparsity beside it
     assert overlap.jaccard == pytest.approx(np.array([[1, 2 / 6], [2 / 6, 1]]))
     assert overlap.by_chance == pytest.approx(1 / 3)
 
@@ -278,7 +176,7 @@ def test_masks_of_one_sparsity_are_compared_as_sets() -> None:
 def test_the_overlap_by_chance_is_what_random_masks_have() -> None:
     draw = torch.rand(2, 200_003, generator=torch.Generator().manual_seed(0)) < 0.1
     random = {name: MaskSet({"w": draw[i]}, {"sparsity": 0.9}) for i, name in enumerate("ab")}
-    (overlap,) = table.overlaps(random)
+    (overlap,) = table.overlaps(random, {"a": "a", "b": "b"})
     a, b = (mask.masks["w"] for mask in random.values())
     assert overlap.jaccard[0, 1] == pytest.approx(float((a & b).sum() / (a | b).sum()))
     assert overlap.jaccard[0, 1] == pytest.approx(overlap.by_chance, abs=0.004)
@@ -289,12 +187,15 @@ def test_a_layer_that_lost_every_weight_is_marked(page: Page, space: Workspace) 
     assert html.count('<circle class="hollow"') == 2  # fc.weight of `first` and of `other`
 
 
-def test_settings_off_their_defaults_are_told_with_the_defaults(page: Page) -> None:
-    assert "extract clusters 7 25" in page.text
-    assert "stitch sigma 0.5 0.75" in page.text
-    assert "finetune epochs 2 120" in page.text
-    assert "compactness" not in page.text
-    assert "data path" not in page.text  # it has its own place
+def test_settings_off_their_defaults_are_told_with_the_defaults(space: Workspace) -> None:
+    store, done = PatchStore(space.patches), runs.finished_runs(space.runs)
+    rows = facts.settings(space, facts.used(store, done, MASKS))
+    changed = {(row.stage, row.name): (row.value, row.default) for row in rows if row.changed}
+    assert changed["extract", "clusters"] == ("7", "25")
+    assert changed["stitch", "sigma"] == ("0.5", "0.75")
+    assert changed["finetune", "epochs"] == ("2", "120")
+    assert ("extract", "compactness") in {(row.stage, row.name) for row in rows}
+    assert ("data", "path") not in changed  # it has its own place
 
 
 def test_without_its_images_the_page_has_their_numbers_alone(space: Workspace) -> None:
@@ -304,20 +205,20 @@ def test_without_its_images_the_page_has_their_numbers_alone(space: Workspace) -
         page = Page(report.build(space, store, given, [], {}))
         assert "concept 1" not in str([image["alt"] for image in page.images])
         assert "not at hand" in page.text
-        assert page.text.count("0.70 TCAV") == 6
+        assert page.text.count("TCAV 0.70") == 6
 
 
 def test_an_empty_workspace_says_what_to_run(tmp_path: Path, tiny_images: Path) -> None:
-    page = Page(report.write(_empty(tmp_path, tiny_images)).read_text(encoding="utf-8"))
+    page = Page(report.write(empty(tmp_path, tiny_images)).read_text(encoding="utf-8"))
     order = [page.text.index(step.command) for step in facts.steps(None, [], {})]
     assert order == sorted(order)
     assert len(order) == 5
-    assert page.text.count("Nothing here yet") == len(SECTIONS)
+    assert page.text.count("Nothing here yet") == len(SECTIONS) - 1  # settings there always are
     assert page.images == []
 
 
 def test_a_workspace_whose_images_are_gone_still_has_a_page(tmp_path: Path) -> None:
-    page = Page(report.write(_empty(tmp_path, tmp_path / "gone")).read_text(encoding="utf-8"))
+    page = Page(report.write(empty(tmp_path, tmp_path / "gone")).read_text(encoding="utf-8"))
     assert "dopfast extract" in page.text
 
 
@@ -377,18 +278,65 @@ def test_an_axis_has_round_ticks_around_its_values(values: list[float], ticks: l
 
 def test_what_a_run_asked_for_is_told_rather_than_the_settings_file(space: Workspace) -> None:
     edited = replace(space, stages={"finetune": {"epochs": 99}})
-    used = facts.asked(None, runs.finished_runs(space.runs), {})
-    rows = {(row.stage, row.name): row.value for row in facts.changed(edited, used)}
-    assert rows["finetune", "epochs"] == "2"
-    unused = facts.asked(None, [], {})
-    rows = {(row.stage, row.name): row.value for row in facts.changed(edited, unused)}
-    assert rows["finetune", "epochs"] == "99"
+    done = runs.finished_runs(space.runs)
+    for given, epochs in ((done, "2"), ([], "99")):
+        rows = facts.settings(edited, facts.used(None, given, {}))
+        assert {(row.stage, row.name): row.value for row in rows}["finetune", "epochs"] == epochs
 
 
 def test_an_unfinished_run_is_left_out(tmp_path: Path, tiny_images: Path) -> None:
-    made = _empty(tmp_path, tiny_images)
-    _write_run(made, "half", ("grasp", "images", 0.9, 0), 0.5)
+    made = empty(tmp_path, tiny_images)
+    write_run(made, "half", ("grasp", "images", 0.9, 0), 0.5)
     manifest = made.runs / "half" / runs.MANIFEST
     content = json.loads(manifest.read_text(encoding="utf-8"))
     manifest.write_text(json.dumps({**content, "finished": None, "result": {}}), encoding="utf-8")
     assert "50.00" not in Page(report.write(made).read_text(encoding="utf-8")).text
+
+
+def test_effective_sparsity_counts_what_is_kept_without_a_path(page: Page) -> None:
+    # 4 of 8 weights are kept, 2 of them on a path; there are 16 parameters
+    wanted = (
+        "first 4 of 8 weights kept, sparsity 50.00 %, 25.00 % of all parameters, effective 75.00 %"
+    )
+    assert wanted in page.text
+
+
+def test_masks_are_compared_where_their_initial_weights_are_the_same() -> None:
+    masks = {
+        name: MaskSet({"w": torch.tensor(bits)}, {"sparsity": 0.5, "init": init})
+        for name, init, bits in (
+            ("a0", "0", [True, True, False, False]), ("b0", "0", [True, True, False, False]),
+            ("a1", "1", [False, False, True, True]), ("b1", "1", [True, False, True, False]),
+        )
+    }  # fmt: skip
+    (overlap,) = table.overlaps(masks, {name: name[0] for name in masks})
+    assert overlap.names == ("a", "b")
+    assert overlap.n == 2
+    assert overlap.jaccard[0, 1] == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_runs_that_differ_in_their_settings_are_no_seeds_of_one_way(
+    tmp_path: Path, tiny_images: Path
+) -> None:
+    made = empty(tmp_path, tiny_images)
+    for seed, epochs in ((0, 2), (1, 2), (0, 3)):
+        way = ("grasp", "images", 0.9, seed)
+        write_run(made, f"{epochs}-{seed}", way, 0.5 + 0.1 * epochs, epochs=epochs)
+    done = runs.finished_runs(made.runs)
+    named = ways.of_runs(done, {})
+    rows = table.compare([table.result(run, named[run.name]) for run in done]).rows
+    assert {name: row[0.9].n for name, row in rows.items()} == {
+        "grasp · images (epochs 2)": 2,
+        "grasp · images (epochs 3)": 1,
+    }
+
+
+def test_a_way_has_the_colour_of_its_material_whatever_the_criterion() -> None:
+    look = plots.styles_of_ways(["snip · images", "grasp · images", "grasp · patches", "random"])
+    assert look["snip · images"] == look["grasp · images"]
+    assert len(set(look.values())) == 3
+    assert plots.families(look) == {
+        "grasp": ["grasp · images", "grasp · patches"],
+        "snip": ["snip · images"],
+        "without data": ["random"],
+    }

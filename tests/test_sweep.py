@@ -324,8 +324,8 @@ def test_the_svg_stands_alone_and_shows_every_row_and_interval() -> None:
 
 def test_the_png_shows_what_the_svg_shows() -> None:
     rows = {"a": {0.5: estimate([0.8, 0.8]), 0.9: estimate([0.6, 0.6])}}
-    _, image = plots.draw(Comparison((0.5, 0.9), rows, None))
-    svg, _ = plots.draw(Comparison((0.5, 0.9), rows, None))
+    _, image = plots.draw(Comparison((0.5, 0.9), rows, {}))
+    svg, _ = plots.draw(Comparison((0.5, 0.9), rows, {}))
     colour = tuple(int(plots._colours()["s0"][i : i + 2], 16) for i in (1, 3, 5))
     pixels = np.asarray(image)
     path = re.search(r'class="line" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)

@@ -1,6 +1,6 @@
 """`dopfast report`: everything on one page."""
 
-from dop_fast.cli._click import Call, Outcome, command
+from dop_fast.cli._click import Call, Outcome, command, track
 
 
 @command("dopfast report", compute=False)
@@ -11,7 +11,7 @@ def report(call: Call) -> Outcome:
     """
     from dop_fast import report as page
 
-    path = page.write(call.workspace)
+    path = page.write(call.workspace, track)
     return Outcome(
         result={"report": path},
         lines=(str(path),),

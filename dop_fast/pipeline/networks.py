@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast import criteria, engine, masks, models, pruning, ranks, runs, training
+from dop_fast import criteria, engine, masks, models, pruning, ranks, reach, runs, training
 from dop_fast.config import PruneConfig, TrainConfig, fingerprint
-from dop_fast.errors import ConfigError, StoreError, nearest
+from dop_fast.errors import ConfigError, ModelError, StoreError, nearest
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.patches import material
@@ -27,7 +27,7 @@ LIKENED = "same-densities"
 """The one criterion that takes the densities of another mask."""
 IMPORTED = "imported"
 """The criterion of a mask that another program made."""
-LATER = ("chunk", "notes")
+LATER = ("chunk", "notes", "on_path", "parameters")
 """What is known of a mask only when it is made."""
 NEEDED = ("criterion", "material", "sparsity", "seed")
 """What a mask must say to be trained with."""
@@ -67,7 +67,10 @@ def prune(
         }
         job = pruning.Job(task.criterion, task.model, batches, cross_entropy, seed, knobs)
         rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
-        kept = replace(deque(rounds, maxlen=1).pop(), about=about)
+        kept = deque(rounds, maxlen=1).pop()
+        about["parameters"] = sum(value.numel() for value in task.model.parameters())
+        about["on_path"] = _on_path(task.model, kept, _image(workspace))
+        kept = replace(kept, about=about)
         ranks.once(partial(masks.save, path, kept))
         ranks.once(partial(pruning.forget, path))
         return path, kept, task.model.cpu()
@@ -187,6 +190,15 @@ def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
     change = getattr(criterion, "prepare", None)
     if change is not None:
         change(model)
+
+
+def _on_path(model: nn.Module, kept: MaskSet, image: tuple[int, int, int]) -> dict[str, int]:
+    """Return how many kept weights of each layer lie on a path; none where it cannot be told."""
+    try:
+        found = reach.follow(model, kept, image)
+    except ModelError:  # a forward that depends on values
+        return {}
+    return {row.name: row.kept for row in found.alive.layers()}
 
 
 def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:

@@ -6,19 +6,20 @@ from typing import Any
 
 import jinja2
 
-from dop_fast import masks
+from dop_fast import __version__, disk, masks
 from dop_fast.errors import DataError
 from dop_fast.images import ImageSet, open_images
 from dop_fast.masks import MaskSet
-from dop_fast.report import facts, gallery, plots, reliability, table
+from dop_fast.report import facts, gallery, layers, plots, reliability, table, ways
 from dop_fast.runs import Run, finished_runs
 from dop_fast.stores import PatchStore, exists
+from dop_fast.types import Track, untracked
 from dop_fast.workspace import Workspace
 
 __all__ = ["build", "write"]
 
 
-def write(workspace: Workspace) -> Path:
+def write(workspace: Workspace, track: Track = untracked) -> Path:
     """Write the page of all that a workspace holds to `workspace.report`, and return its path.
 
     Where the images are gone, the page is made without their pictures.
@@ -29,10 +30,8 @@ def write(workspace: Workspace) -> Path:
         train, _ = open_images(workspace.data, workspace.root, workspace.seed)
     except DataError:
         train = None
-    page = build(workspace, store, train, finished_runs(workspace.runs), found)
-    partial = workspace.report.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(workspace.report)
+    page = build(workspace, store, train, finished_runs(workspace.runs), found, track=track)
+    disk.write(workspace.report, page.encode(errors="replace"))  # a name of bytes that are no text
     return workspace.report
 
 
@@ -42,50 +41,61 @@ def build(
     train: ImageSet | None,
     runs: Sequence[Run],
     kept: Mapping[str, MaskSet],
+    *,
+    track: Track = untracked,
 ) -> str:
     """Return the page as HTML; what was not made yet is said with the command that makes it.
 
     `runs` are finished ones, `kept` are masks by name. The concepts' pictures come from `train`;
     they are left out where it is None or not the images that `store` was extracted from.
     """
-    results = [table.result(run) for run in runs]
+    made = ways.of_masks(kept)
+    named = ways.of_runs(runs, made)
+    results = [table.result(run, named[run.name]) for run in runs]
+    studies = reliability.studies(workspace.sanity)
+    scored = [curve.name for study in studies for curve in study.rows]
+    look = plots.styles_of_ways([*named.values(), *made.values(), *scored])
     known = store.header if store else train
     classes = known.classes if known else ()
     same = store is not None and train is not None and train.fingerprint == store.header.data
+    masked = [layers.card(name, mask, made[name]) for name, mask in kept.items()]
+    cards = gallery.classes(store, train if same else None) if store else ()
     content = {
         "title": _title(workspace),
         "overview": facts.overview(workspace, store, train, results),
-        "changed": facts.changed(workspace, facts.asked(store, runs, kept)),
+        "settings": facts.settings(workspace, facts.used(store, runs, kept)),
         "steps": facts.steps(store, results, kept),
         "made_by": facts,
-        "versions": facts.versions(runs),
+        "made": facts.made(runs),
+        "inputs": facts.inputs(store, train),
+        "version": __version__,
         "results": results,
-        "layers": {name: mask.layers() for name, mask in kept.items()},
         "store": store,
         "pictures": same,
         "classes": classes,
-        "cards": gallery.classes(store, train if same else None) if store else (),
+        "cards": track(cards, "drawing", len(classes)),
         "stitching": gallery.stitching(store) if store else None,
-        "reliability": reliability.studies(workspace.sanity),
-        **_compared(results, kept),
+        "look": look,
+        "colours": {ways.key(way): css for way, css in look.items()},
+        "studies": studies,
+        "curves": plots.curves(results, look),
+        "masks": masked,
+        "effective": layers.effective(masked),
+        "densities": plots.densities(kept, made, look),
+        "overlaps": table.overlaps(kept, made),
+        **_compared(results, look),
     }
     return _environment().get_template("report.html").render(content)
 
 
-def _compared(results: Sequence[table.Result], kept: Mapping[str, MaskSet]) -> dict[str, Any]:
+def _compared(results: Sequence[table.Result], look: plots.Styles) -> dict[str, Any]:
     comparison = table.compare(results)
-    names = [*(result.series for result in results), *map(plots.mask_series, kept.values())]
-    look = plots.styles(names)
     several = len(comparison.sparsities) > 1
     return {
         "comparison": comparison,
         "repeated": any(cell.n > 1 for cell in comparison.cells),
         "strips": plots.strips(comparison),
-        "accuracy": plots.accuracy(comparison, look) if several else "",
-        "look": look,
-        "curves": plots.curves(results, look),
-        "densities": plots.densities(kept, look),
-        "overlaps": table.overlaps(kept),
+        "accuracy": plots.accuracy(comparison, look) if several else [],
     }
 
 

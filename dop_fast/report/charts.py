@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 24, 38
+WIDTH, HEIGHT = 360, 236
+LEFT, RIGHT, TOP, BOTTOM = 38, 16, 24, 38
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def histogram(values: Iterable[float], mark: float, mark_label: str) -> Markup:
     """Draw how many values fall in each of 20 bins of [0, 1], with a vertical mark."""
     counts, edges = np.histogram(list(values), bins=20, range=(0, 1))
     shares = Axis(0, 1, [(v / 4, f"{25 * v}") for v in range(5)], "coverage r, % of the pixels")
-    canvas = _Canvas(shares, axis([0, int(counts.max())], ""))
+    canvas = _Canvas(shares, axis([0, int(counts.max())], "patches"))
     canvas.grid()
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:

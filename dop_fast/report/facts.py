@@ -1,11 +1,10 @@
-"""What the page says of how it came about: data, networks, settings, times, and what is left."""
+"""What the page says of how it came about: data, networks, settings, times, what is left."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dop_fast import __version__
 from dop_fast.config import StageConfig
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
@@ -15,13 +14,33 @@ from dop_fast.stores import PatchStore
 from dop_fast.workspace import STAGES, Workspace
 
 
-class Changed(NamedTuple):
-    """A setting that is not at its default."""
+class Setting(NamedTuple):
+    """A setting of a stage as it was used, where several values were, all of them.
+
+    `sources` says where the values came from, as far as it was recorded.
+    """
 
     stage: str
     name: str
     value: str
     default: str
+    sources: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is not at its default."""
+        return self.value != self.default
+
+
+class Made(NamedTuple):
+    """Runs that were trained with the same versions on the same kind of device."""
+
+    versions: str
+    commit: str
+    device: str
+    runs: int
+    began: str
+    ended: str
 
 
 class Step(NamedTuple):
@@ -82,7 +101,7 @@ def _data(workspace: Workspace, store: PatchStore | None, train: ImageSet | None
         parts += [counted(len(train.classes), "class"), f"{len(train):,} training images"]
     elif store is not None:
         parts.append(counted(len(store.header.classes), "class"))
-    return ", ".join([*parts, f"{workspace.data.size} px"])
+    return ", ".join([*parts, f"{workspace.data.size}\N{NO-BREAK SPACE}px"])
 
 
 def _teacher(workspace: Workspace, store: PatchStore | None, results: Sequence[Result]) -> str:
@@ -93,46 +112,86 @@ def _teacher(workspace: Workspace, store: PatchStore | None, results: Sequence[R
     return ", ".join(parts)
 
 
-Asked = Mapping[str, Sequence[Mapping[str, Any]]]
-"""The settings that the things made were made with, by stage."""
+Used = Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]]
+"""By stage the settings that things were made with, each with the sources of its values."""
 
 
-def asked(store: PatchStore | None, runs: Sequence[Run], masks: Mapping[str, MaskSet]) -> Asked:
+def used(store: PatchStore | None, runs: Sequence[Run], masks: Mapping[str, MaskSet]) -> Used:
     """Return the settings that the store, the masks and the runs recorded."""
+    stitching = store.stitching if store else None
+    pruned = [mask.about["settings"] for mask in masks.values() if "settings" in mask.about]
     return {
-        "extract": [store.header.config] if store else [],
-        "stitch": [store.stitching] if store and store.stitching else [],
-        "prune": [mask.about["settings"] for mask in masks.values() if "settings" in mask.about],
-        "train": [run.about.settings for run in runs if run.about.kind == "train"],
-        "finetune": [run.about.settings for run in runs if run.about.kind == "finetune"],
+        "extract": [(store.header.config, {})] if store else [],
+        "stitch": [(stitching, {})] if stitching else [],
+        "prune": [(settings, {}) for settings in pruned],
+        **{
+            kind: [
+                (run.about.settings, run.about.sources) for run in runs if run.about.kind == kind
+            ]
+            for kind in ("train", "finetune")
+        },
     }
 
 
-def changed(workspace: Workspace, used: Asked) -> list[Changed]:
-    """Return every setting that is not at its default; where several were used, all of them.
+def settings(workspace: Workspace, used: Used) -> list[Setting]:
+    """Return every setting of every stage that was run.
 
-    dopfast.toml tells only of stages that have made nothing yet.
+    dopfast.toml tells only of stages that have made nothing yet, and there of what it changes.
     """
-    rows: list[Changed] = []
+    rows: list[Setting] = []
     for stage, config in (
         ("data", replace(workspace.data, path="")),  # the path stands above
         ("teacher", workspace.teacher),
         ("model", workspace.model),
     ):
-        rows += _changed(stage, type(config), [config.to_dict()])
+        rows += _settings(stage, type(config), [(config.to_dict(), {})])
     for stage, kind in STAGES.items():
-        rows += _changed(stage, kind, used.get(stage) or [workspace.stages.get(stage, {})])
+        planned = _settings(stage, kind, [(workspace.stages.get(stage, {}), {})])
+        recorded = used.get(stage)
+        rows += (
+            _settings(stage, kind, recorded)
+            if recorded
+            else [row for row in planned if row.changed]
+        )
     return rows
 
 
-def _changed(
-    stage: str, kind: type[StageConfig], used: Sequence[Mapping[str, Any]]
-) -> Iterator[Changed]:
+def _settings(
+    stage: str,
+    kind: type[StageConfig],
+    used: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]],
+) -> Iterator[Setting]:
     for name, default in kind().to_dict().items():
-        plain = _plain(default)
-        values = list(dict.fromkeys(_plain(values.get(name, default)) for values in used))
-        if values != [plain]:
-            yield Changed(stage, name, " / ".join(values), plain)
+        values = dict.fromkeys(_plain(given.get(name, default)) for given, _ in used)
+        sources = dict.fromkeys(told[name] for _, told in used if told.get(name))
+        yield Setting(stage, name, " / ".join(values), _plain(default), " / ".join(sources))
+
+
+def made(runs: Sequence[Run]) -> list[Made]:
+    """Return with what the runs were trained, and when: first to last, in UTC."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+        groups.setdefault((versions, run.commit or "", run.about.device), []).append(run)
+    return [
+        Made(
+            *way,
+            len(group),
+            _clock(min(run.started for run in group)),
+            _clock(max(run.finished or "" for run in group)),
+        )
+        for way, group in groups.items()
+    ]
+
+
+def inputs(store: PatchStore | None, train: ImageSet | None) -> dict[str, str]:
+    """Return the marks of what went in: equal marks, equal images and weights."""
+    found = {}
+    if train is not None:
+        found["Images now"] = train.fingerprint
+    if store is not None:
+        found |= {"Images of the concepts": store.header.data, "Teacher": store.header.teacher}
+    return found
 
 
 def _plain(value: object) -> str:
@@ -157,17 +216,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def versions(runs: Sequence[Run]) -> str:
-    """Return the versions that the runs recorded, and when they ran."""
-    kinds = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs
-    )
-    if not runs:
-        return f"dopfast {__version__}"
-    first, last = min(run.started for run in runs), max(run.finished or "" for run in runs)
-    return f"{' / '.join(kinds)}. Trained from {_clock(first)} to {_clock(last)} UTC."
 
 
 def _clock(iso: str) -> str:

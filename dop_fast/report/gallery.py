@@ -12,8 +12,9 @@ from PIL import Image
 
 from dop_fast.images import ImageSet
 from dop_fast.report import charts, tiles
+from dop_fast.report.table import Estimate, estimate
 from dop_fast.stores import PatchStore
-from dop_fast.types import Array, ClassConcepts, Concept
+from dop_fast.types import Array, ClassConcepts
 
 QUALITY = 72
 """Of WebP, 0 to 100."""
@@ -49,12 +50,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class ConceptCard:
-    """A concept's numbers; `low` and `high` hold the middle 95 % of its TCAV scores."""
+    """A concept's numbers; `tcav` is over random sets."""
 
     rank: int
-    tcav: float
-    low: float
-    high: float
+    tcav: Estimate
     strip: Markup
     p_value: float
     significant: bool
@@ -121,14 +120,12 @@ def _concept(
     store: PatchStore, found: ClassConcepts, rank: int, train: ImageSet | None, layout: tiles.Film
 ) -> ConceptCard:
     concept = found.concepts[rank]
-    low, high = tcav_interval(concept)
+    tcav = estimate(concept.tcav_runs)
     film = train and tiles.film(found, concept, train, store.header.fill, layout)
     return ConceptCard(
         rank=rank + 1,
-        tcav=concept.tcav,
-        low=low,
-        high=high,
-        strip=charts.strip(concept.tcav_runs, (low, high), charts.Span(0, 1, tick=0.5)),
+        tcav=tcav,
+        strip=charts.strip(tcav.values, tcav.interval, charts.Span(0, 1, tick=0.5)),
         p_value=concept.p_value,
         significant=concept.significant(store.header.config["alpha"]),
         members=len(concept.members),
@@ -137,30 +134,30 @@ def _concept(
     )
 
 
-def tcav_interval(concept: Concept) -> tuple[float, float]:
-    """Return the middle 95 % of the TCAV scores against the random sets."""
-    low, high = np.quantile(concept.tcav_runs, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def stitching(store: PatchStore) -> Stitching | None:
     """Return the stitched patches' coverage and a few of each class; None where there are none."""
     about = store.stitching
     if about is None:
         return None
     level = detail(len(store.header.classes))
-    coverage, reached, cards = [], 0, []
+    coverage = store.coverage().reshape(-1, about["per_class"])  # class by class
+    cards = []
     for class_id, name in enumerate(store.header.classes):  # all at once may not fit in memory
-        first = class_id * about["per_class"]
-        patches = store.stitched(np.arange(first, first + about["per_class"]))
-        coverage.append(patches.coverage)
-        reached += int(patches.reached.sum())
-        row = [tiles.fit(pixels, level.film.side) for pixels in patches.pixels[: level.patches]]
-        shown = tuple(patches.coverage[: level.patches].tolist())
-        cards.append(PatchCard(name, shown, picture(tiles.grid([row]))))
-    shares = np.concatenate(coverage)
-    chart = charts.histogram(shares, about["sigma"], f"sigma = {about['sigma']:g}")
-    return Stitching(about["sigma"], shares, reached, chart, tuple(cards))
+        shown = min(level.patches, about["per_class"])
+        patches = store.stitched(class_id * about["per_class"] + np.arange(shown))
+        row = [tiles.fit(pixels, level.film.side) for pixels in patches.pixels]
+        cards.append(
+            PatchCard(name, tuple(coverage[class_id, :shown].tolist()), picture(tiles.grid([row])))
+        )
+    return Stitching(
+        about["sigma"],
+        coverage.ravel(),
+        int((coverage >= about["sigma"]).sum()),
+        charts.histogram(
+            coverage.ravel(), about["sigma"], f"\N{GREEK SMALL LETTER SIGMA} = {about['sigma']:g}"
+        ),
+        tuple(cards),
+    )
 
 
 def p_text(value: float) -> str:

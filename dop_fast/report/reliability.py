@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from dop_fast.report import charts
-from dop_fast.report.plots import Panel, Styles, reach, styles
-from dop_fast.report.table import Estimate, estimate, series
+from dop_fast.report.plots import Panel, Styles, reach
+from dop_fast.report.table import Estimate, estimate
+from dop_fast.report.ways import series
 from dop_fast.sanity import read
 from dop_fast.sanity.extrapolation import Needed, needed
 
@@ -49,13 +50,16 @@ class Table(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What the page shows of one file."""
+    """What the page shows of one file; `rows` are its curves."""
 
     title: str
     splits: int
-    panels: list[Panel]
-    look: Styles
+    rows: list[Curve]
     tables: list[Table]
+
+    def panels(self, look: Styles) -> list[Panel]:
+        """Draw cosine and Jaccard of each criterion, in the colours of the ways."""
+        return [panel for one in _criteria(self.rows) for panel in _panels(one, self.rows, look)]
 
 
 def studies(folder: Path) -> list[Study]:
@@ -67,14 +71,12 @@ def studies(folder: Path) -> list[Study]:
 
 def _study(content: Mapping[str, Any]) -> Study:
     about, rows = content["about"], curves(content)
-    look = styles(sorted({curve.material for curve in rows}))
     shown = [reliability_table(rows), control_table(content), material_table(content)]
     crops = "" if about["augment"] == "none" else f", {about['augment']} crops"
     return Study(
         f"{about['model']}, {100 * about['sparsity']:.4g} % sparsity, seed {about['seed']}{crops}",
         max(point.halves["cosine"].n for curve in rows for point in curve.points),
-        [panel for criterion in _criteria(rows) for panel in _panels(criterion, rows, look)],
-        look,
+        rows,
         [table for table in shown if table.rows],
     )
 
@@ -201,7 +203,7 @@ def _plot(rows: Sequence[Curve], look: Styles, key: str, chance: str) -> Markup:
         items = [point.items for point in curve.points]
         found = [point.halves[key] for point in curve.points]
         by_chance = [point.halves[chance].mean for point in curve.points]
-        css = look[curve.material]
+        css = look[curve.name]
         lines.append(
             charts.Line(curve.material, css, items, [one.mean for one in found],
                         [one.half for one in found], dots=True)

@@ -12,6 +12,7 @@ from dop_fast.config import ExtractConfig
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.images import ImageSet, open_images
 from dop_fast.report import gallery, tiles
+from dop_fast.report.table import estimate
 from dop_fast.stores import PatchStore
 from dop_fast.types import Array, Patches
 from dop_fast.workspace import Workspace
@@ -67,11 +68,10 @@ def concepts(store: PatchStore, class_id: int, sources: ImageSet) -> Image.Image
     found, header = store.concepts(class_id), store.header
     rows = []
     for rank, concept in enumerate(found.concepts, start=1):
-        low, high = gallery.tcav_interval(concept)
+        tcav = estimate(concept.tcav_runs)
         significant = concept.significant(header.config["alpha"])
         text = [
-            f"{rank}   TCAV {concept.tcav:.2f}",
-            f"{low:.2f} to {high:.2f}",
+            f"{rank}   TCAV {tcav.mean:.2f} ± {tcav.half:.2f}",
             gallery.p_text(concept.p_value),
             f"{len(concept.members)} segments",
             *([] if significant else ["not significant"]),

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,18 @@ from dop_fast.masks import MaskSet
 from dop_fast.runs import Run, metrics
 
 CONFIDENCE = 0.95
+PLACES = 4
+"""Of a sparsity: a mask like another has that one's, which is of whole weights."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished training and its epochs; without a criterion it is dense."""
+    """One finished training and its epochs; `way`: how it was pruned, see `ways`."""
 
     name: str
     kind: str
-    criterion: str | None
-    material: str | None
+    way: str
+    pruned: bool
     sparsity: float
     seed: int
     top1: float
@@ -31,43 +34,26 @@ class Result:
     unreadable: tuple[str, ...]
 
     @property
-    def series(self) -> str:
-        """Name the way of pruning, whatever the sparsity and the seed."""
-        return series(self.criterion, self.material)
-
-    @property
-    def pruned(self) -> bool:
-        """Whether it was trained with a mask."""
-        return self.criterion is not None
-
-    @property
     def time_s(self) -> float:
         """The time its epochs took."""
         return math.fsum(epoch["time_s"] for epoch in self.epochs)
 
 
-def result(run: Run) -> Result:
+def result(run: Run, way: str) -> Result:
     """Read what a finished run says of itself."""
     about = run.about.facts
     return Result(
         name=run.name,
         kind=run.about.kind,
-        criterion=about.get("criterion"),
-        material=about.get("material"),
-        sparsity=about.get("sparsity", 0.0),
+        way=way,
+        pruned=about.get("criterion") is not None,
+        sparsity=round(about.get("sparsity", 0.0), PLACES),
         seed=about["seed"],
         top1=run.result["top1"],
         top5=run.result["top5"],
         epochs=metrics(run.folder),
         unreadable=tuple(run.result.get("unreadable", ())),
     )
-
-
-def series(criterion: str | None, material: str | None) -> str:
-    """Name a way of pruning; a criterion that needs no data stands alone."""
-    if criterion is None:
-        return "dense"
-    return criterion if material in (None, "", "none") else f"{criterion} · {material}"
 
 
 @dataclass(frozen=True)
@@ -102,11 +88,11 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Top-1 by way of pruning (rows) and sparsity (columns), over seeds."""
+    """Top-1 by way of pruning (rows) and sparsity (columns), over seeds; `dense` by its name."""
 
     sparsities: tuple[float, ...]
     rows: dict[str, dict[float, Estimate]]
-    dense: Estimate | None
+    dense: dict[str, Estimate]
 
     def best(self, sparsity: float) -> str:
         """Return the row with the highest mean at this sparsity."""
@@ -116,64 +102,81 @@ class Comparison:
     @property
     def cells(self) -> list[Estimate]:
         """Every estimate, dense too."""
-        return [cell for row in self.rows.values() for cell in row.values()] + (
-            [self.dense] if self.dense else []
-        )
+        return [cell for row in self.rows.values() for cell in row.values()] + [
+            *self.dense.values()
+        ]
+
+    def of(self, names: Iterable[str]) -> "Comparison":
+        """Return the same with these rows alone."""
+        return replace(self, rows={name: self.rows[name] for name in names})
 
 
 def compare(results: Sequence[Result]) -> Comparison:
-    """Gather the fine-tunings' top-1."""
-    tuned = [result for result in results if result.kind == "finetune"]
-    pruned = [result for result in tuned if result.pruned]
-    tops: dict[str, dict[float, list[float]]] = {}
-    for result in sorted(pruned, key=lambda result: (result.series, result.sparsity, result.seed)):
-        tops.setdefault(result.series, {}).setdefault(result.sparsity, []).append(result.top1)
-    dense = [result.top1 for result in tuned if not result.pruned]
-    return Comparison(
-        tuple(sorted({result.sparsity for result in pruned})),
-        {name: {at: estimate(seeds) for at, seeds in row.items()} for name, row in tops.items()},
-        estimate(dense) if dense else None,
-    )
+    """Gather the fine-tunings' top-1; of runs that differ in nothing but the name, the last."""
+    found: dict[tuple[bool, str, float], dict[int, float]] = {}
+    for one in sorted(results, key=lambda one: (one.way, one.sparsity, one.seed)):
+        if one.kind == "finetune":
+            found.setdefault((one.pruned, one.way, one.sparsity), {})[one.seed] = one.top1
+    rows: dict[str, dict[float, Estimate]] = {}
+    dense: dict[str, Estimate] = {}
+    for (pruned, way, at), seeds in found.items():
+        if pruned:
+            rows.setdefault(way, {})[at] = estimate(seeds.values())
+        else:
+            dense[way] = estimate(seeds.values())
+    return Comparison(tuple(sorted({at for row in rows.values() for at in row})), rows, dense)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Jaccard index of every pair of masks of one sparsity, float64[m m]."""
+    """Mean Jaccard index of every pair of ways at one sparsity, float64[w w], over `n` networks.
+
+    Masks are compared where they are of the same initial weights; NaN where two ways have none.
+    """
 
     sparsity: float
     names: tuple[str, ...]
     jaccard: NDArray[np.float64]
     by_chance: float
+    n: int
 
 
 def sparsity(mask: MaskSet) -> float:
-    """Return the sparsity that was asked for, or the one there is."""
-    return float(mask.about.get("sparsity", round(mask.sparsity, 4)))
+    """Return the sparsity that was asked for, or the one there is, to `PLACES`."""
+    return round(float(mask.about.get("sparsity", mask.sparsity)), PLACES)
 
 
-def overlaps(masks: Mapping[str, MaskSet]) -> list[Overlap]:
-    """Compare masks of the same weights and sparsity, lowest sparsity first."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
+def overlaps(masks: Mapping[str, MaskSet], ways: Mapping[str, str]) -> list[Overlap]:
+    """Compare the masks of each sparsity, lowest first, where there are two ways or more."""
+    groups: dict[float, dict[Any, dict[str, MaskSet]]] = {}
     for name, mask in masks.items():
         shapes = tuple((layer, tuple(kept.shape)) for layer, kept in mask.masks.items())
-        groups.setdefault((sparsity(mask), shapes), []).append(name)
-    return [
-        _overlap(key[0], names, masks)
-        for key, names in sorted(groups.items(), key=lambda group: group[0][0])
-        if len(names) > 1
-    ]
+        network = (mask.about.get("init"), shapes)
+        groups.setdefault(sparsity(mask), {}).setdefault(network, {})[ways[name]] = mask
+    found = [_overlap(at, list(networks.values())) for at, networks in sorted(groups.items())]
+    return [overlap for overlap in found if len(overlap.names) > 1]
 
 
-def _overlap(at: float, names: list[str], masks: Mapping[str, MaskSet]) -> Overlap:
-    bits = [_packed(masks[name]) for name in names]
-    kept = [_count(mask) for mask in bits]
-    matrix = np.eye(len(names))
-    for i in range(len(names)):
-        for j in range(i):
-            both = _count(bits[i] & bits[j])
-            matrix[i, j] = matrix[j, i] = both / (kept[i] + kept[j] - both)
+def _overlap(at: float, networks: Sequence[Mapping[str, MaskSet]]) -> Overlap:
+    names = tuple(sorted({name for masks in networks for name in masks}))
+    found: dict[tuple[int, int], list[float]] = {}
+    for masks in networks:
+        bits = {name: _packed(mask) for name, mask in masks.items()}
+        for (i, one), (j, other) in combinations(enumerate(names), 2):
+            if one in bits and other in bits:
+                found.setdefault((i, j), []).append(_jaccard(bits[one], bits[other]))
+    matrix = np.full((len(names), len(names)), np.nan)
+    np.fill_diagonal(matrix, 1)
+    for (i, j), values in found.items():
+        matrix[i, j] = matrix[j, i] = np.mean(values)
     density = 1 - at
-    return Overlap(at, tuple(names), matrix, density / (2 - density))
+    most = max(map(len, found.values()), default=0)
+    return Overlap(at, names, matrix, density / (2 - density), most)
+
+
+def _jaccard(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    both = _count(one & other)
+    return both / (_count(one) + _count(other) - both)
 
 
 def _packed(mask: MaskSet) -> NDArray[np.uint8]:

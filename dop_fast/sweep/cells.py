@@ -6,6 +6,7 @@ from typing import Any
 
 from dop_fast import criteria
 from dop_fast.config import PruneConfig, StageConfig, StitchConfig, TrainConfig, fingerprint
+from dop_fast.report.ways import told_apart
 from dop_fast.runs import WITHOUT_EFFECT
 from dop_fast.sweep.definition import LIKE, Grid, Sweep, refuse_unknown
 from dop_fast.workspace import Workspace
@@ -150,12 +151,6 @@ def _cell(row: Row, sparsity: float, seed: int, model: str, finetune: TrainConfi
 
 def labels(rows: Mapping[Row, object] | list[Row]) -> dict[Row, str]:
     """Name every row; where labels are equal, by the settings that set them apart."""
-    named = {}
-    for row in rows:
-        same = [other.settings for other in rows if other.label == row.label]
-        keys = sorted({key for other in same for key in other})
-        differ = [key for key in keys if len({repr(other.get(key)) for other in same}) > 1]
-        default = PruneConfig().to_dict()
-        values = [f"{key} {row.settings.get(key, default.get(key, 'own'))}" for key in differ]
-        named[row] = row.label + (f" ({', '.join(values)})" if values else "")
-    return named
+    default = {**PruneConfig().to_dict(), "sigma": "own"}
+    labelled = [(row.label, {**default, **row.settings}) for row in rows]
+    return dict(zip(rows, told_apart(labelled), strict=True))

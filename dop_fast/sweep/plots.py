@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 
@@ -21,20 +20,9 @@ DASH, GAP = 6, 4
 
 def draw(comparison: Comparison) -> tuple[str, Image.Image]:
     """Return the plot of one or more finished rows as SVG and as RGB image."""
-    names = [*comparison.rows, *(["dense"] if comparison.dense else [])]
-    look = styles(names)
-    figure = _side_by_side(accuracy_figure(comparison, look), len(comparison.rows))
+    look = styles([*sorted(comparison.rows), *comparison.dense])
+    figure = accuracy_figure(comparison, look)
     return svg(figure, look), png(figure)
-
-
-def _side_by_side(figure: Figure, rows: int) -> Figure:
-    """Move the rows a little apart, so that no interval hides another; dense has none."""
-    step = min(0.05, 0.4 / rows)
-    moved = [
-        replace(line, x=[x + step * (i - (rows - 1) / 2) for x in line.x]) if i < rows else line
-        for i, line in enumerate(figure.lines)
-    ]
-    return figure._replace(lines=moved)
 
 
 def svg(figure: Figure, look: Styles) -> str:

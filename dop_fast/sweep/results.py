@@ -6,7 +6,7 @@ from typing import Any
 
 from dop_fast.report.table import Comparison, Estimate
 from dop_fast.sweep import statistics
-from dop_fast.sweep.cells import BASELINE, Row, labels
+from dop_fast.sweep.cells import BASELINE, DENSE, Row, labels
 from dop_fast.sweep.definition import Sweep
 from dop_fast.sweep.running import Book
 from dop_fast.sweep.statistics import BySeed
@@ -68,7 +68,8 @@ class Results:
                 if found:
                     rows.setdefault(name, {})[at] = found
         shown = tuple(at for at in self.sparsities if any(at in row for row in rows.values()))
-        return Comparison(shown, rows, statistics.over_seeds(self.dense))
+        dense = statistics.over_seeds(self.dense)
+        return Comparison(shown, rows, {DENSE: dense} if dense else {})
 
 
 def collect(book: Book) -> Results:
