@@ -79,7 +79,8 @@ def _joined(count: int) -> Iterator[None]:
 
     global _met
     world = ranks.World(_number("RANK", 0), count, _number("LOCAL_WORLD_SIZE", 1))
-    store, *_ = next(rendezvous("env://"))
+    found, *_ = next(rendezvous("env://"))
+    store = ranks.begun(world, found)
     signal.signal(signal.SIGTERM, _stop)  # so torchrun ends ranks when another one failed
     _met = True
     try:

@@ -6,16 +6,18 @@ order. They may be on several machines that see the same files.
 """
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from dop_fast.errors import RankError
@@ -45,6 +47,27 @@ _here = World()
 def here() -> World:
     """Return which of how many ranks this process is."""
     return _here
+
+
+def begun(world: World, store: Store) -> Store:
+    """Return a part of the store that is of this start of the job alone.
+
+    torchrun keeps the store when it starts ranks anew, and their old addresses in it. Each rank
+    leaves a new token; the first reads out all of them until every one has heard its own.
+    """
+    own, heard = uuid4().hex, ""
+    store.set(f"token/{world.rank}", own)
+    while True:
+        if world.first:
+            tokens = [store.get(f"token/{rank}").decode() for rank in range(world.count)]
+            store.set("roll", " ".join(tokens))
+        roll = store.get("roll").decode()
+        name = f"roll/{uuid5(NAMESPACE_OID, roll)}"
+        if own in roll:
+            if store.add(name, 1 if roll != heard else 0) == world.count:
+                return PrefixStore(name, store)
+            heard = roll
+        time.sleep(0.02)
 
 
 @contextmanager

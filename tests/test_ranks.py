@@ -1,7 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from together import together
+from torch.distributed import HashStore
 
 from dop_fast import ranks
 from dop_fast.errors import RankError
@@ -91,3 +93,14 @@ def order(path: Path) -> bool:
 
 def test_the_first_rank_is_through_before_the_others_start(tmp_path: Path) -> None:
     assert together(2, order, tmp_path / "begun") == [False, True]
+
+
+def test_ranks_that_are_started_anew_meet_where_nothing_is_left_of_before() -> None:
+    store = HashStore()
+    worlds = [ranks.World(rank, 3) for rank in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            first, *others = pool.map(lambda world: ranks.begun(world, store), worlds)
+            assert not first.check(["address"])
+            first.set("address", "here")
+            assert [other.get("address") for other in others] == [b"here"] * 2
