@@ -92,7 +92,7 @@ def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:
         asked = runs.About("finetune", {"seed": 0}, {})
         runs.begin(tmp_path / name, asked)
         done = {"top1": 0.5, "top5": 1.0, "unreadable": unread}
-        results.append(table.result(runs.finish(tmp_path / name, done)))
+        results.append(table.result(runs.finish(tmp_path / name, done), name))
     told = facts.overview(space, None, None, results)["Left out"]
     assert told == "2 images that cannot be read: 3.png, 7.png"
     assert "Left out" not in facts.overview(space, None, None, [])
