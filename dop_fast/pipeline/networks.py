@@ -27,7 +27,7 @@ LIKENED = "same-densities"
 """The one criterion that takes the densities of another mask."""
 IMPORTED = "imported"
 """The criterion of a mask that another program made."""
-LATER = ("chunk", "notes", "on_path", "parameters")
+LATER = ("chunk", "notes", "parameters", "on_path", "paths")
 """What is known of a mask only when it is made."""
 NEEDED = ("criterion", "material", "sparsity", "seed")
 """What a mask must say to be trained with."""
@@ -69,7 +69,7 @@ def prune(
         rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
         kept = deque(rounds, maxlen=1).pop()
         about["parameters"] = sum(value.numel() for value in task.model.parameters())
-        about["on_path"] = _on_path(task.model, kept, _image(workspace))
+        about |= _paths(task.model, kept, _image(workspace))
         kept = replace(kept, about=about)
         ranks.once(partial(masks.save, path, kept))
         ranks.once(partial(pruning.forget, path))
@@ -192,13 +192,21 @@ def _prepare(criterion: criteria.Criterion, model: nn.Module) -> None:
         change(model)
 
 
-def _on_path(model: nn.Module, kept: MaskSet, image: tuple[int, int, int]) -> dict[str, int]:
-    """Return how many kept weights of each layer lie on a path; none where it cannot be told."""
+def _paths(model: nn.Module, kept: MaskSet, image: tuple[int, int, int]) -> dict[str, Any]:
+    """Return how many kept weights of each layer lie on a path, and what else `reach` tells."""
     try:
         found = reach.follow(model, kept, image)
-    except ModelError:  # a forward that depends on values
-        return {}
-    return {row.name: row.kept for row in found.alive.layers()}
+    except ModelError as error:  # the mask is made: it is only not known what it leaves
+        return {"on_path": {}, "paths": {"unknown": error.message}}
+    return {
+        "on_path": {row.name: row.kept for row in found.alive.layers()},
+        "paths": {
+            "outputs": found.outputs,
+            "reached": found.reached,
+            "cut": list(found.cut),
+            "guessed": list(found.guessed),
+        },
+    }
 
 
 def _same(path: Path, about: Mapping[str, Any]) -> MaskSet:
