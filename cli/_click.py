@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from dop_fast.cli import _ranks
-from dop_fast.config import StageConfig, span
 from dop_fast.errors import ConfigError, DopFastError, nearest
+from dop_fast.settings import StageConfig, span
 from dop_fast.workspace import Workspace, load
 
 T = TypeVar("T")

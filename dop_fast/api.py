@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dop_fast import pipeline, pruning, workspace
-from dop_fast.config import ExtractConfig, PruneConfig, StageConfig, StitchConfig, TrainConfig
+from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TrainConfig
 from dop_fast.interop import export
 from dop_fast.interop import read as read_mask
 from dop_fast.masks import MaskSet
@@ -19,6 +19,7 @@ from dop_fast.masks import apply_ as apply_mask
 from dop_fast.masks import load as load_mask
 from dop_fast.masks import save as save_mask
 from dop_fast.pipeline import Stitched, Training
+from dop_fast.settings import StageConfig
 from dop_fast.stores import PatchStore
 from dop_fast.training import Epoch, hold
 from dop_fast.types import Batches, Loss

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dop_fast.config import DataConfig, fingerprint
+from dop_fast.config import DataConfig
 from dop_fast.errors import ConfigError, DataError
 from dop_fast.saved import is_saved, open_saved
+from dop_fast.settings import fingerprint
 from dop_fast.sources import Part, Source, open_tree, open_vision, vision_sets
 
 # what PIL raises for files that are damaged, of an unknown kind or absurdly large

@@ -24,8 +24,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
-from dop_fast.config import is_remote
 from dop_fast.errors import StoreError
+from dop_fast.settings import is_remote
 from dop_fast.types import Array
 
 WHOLE: ArrayConfigParams = {"write_empty_chunks": True}

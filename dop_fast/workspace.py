@@ -17,14 +17,12 @@ from dop_fast.config import (
     ModelConfig,
     PruneConfig,
     SanityConfig,
-    StageConfig,
     StitchConfig,
     TeacherConfig,
     TrainConfig,
-    is_remote,
-    span,
 )
 from dop_fast.errors import ConfigError, nearest
+from dop_fast.settings import StageConfig, is_remote, span
 
 TOML = "dopfast.toml"
 STORE = "patches.zarr"

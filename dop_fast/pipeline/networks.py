@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dop_fast import criteria, engine, masks, models, pruning, ranks, reach, runs, training
-from dop_fast.config import PruneConfig, TrainConfig, fingerprint
+from dop_fast.config import PruneConfig, TrainConfig
 from dop_fast.errors import ConfigError, ModelError, StoreError, nearest
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.patches import material
 from dop_fast.pipeline.discovery import open_patches
 from dop_fast.pipeline.opening import alone, open_data
+from dop_fast.settings import fingerprint
 from dop_fast.stores import PatchStore
 from dop_fast.types import Batches, Track, untracked
 from dop_fast.workspace import Workspace

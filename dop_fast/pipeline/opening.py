@@ -10,9 +10,10 @@ import torch
 from dop_fast import images, models, ranks
 from dop_fast.claims import Claims
 from dop_fast.concepts import FEWEST_IMAGES
-from dop_fast.config import SMALL_SIDE, DataConfig, ModelConfig, TeacherConfig, fingerprint
+from dop_fast.config import SMALL_SIDE, DataConfig, ModelConfig, TeacherConfig
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.images import ImageSet
+from dop_fast.settings import fingerprint
 from dop_fast.workspace import TOML, Workspace
 from dop_fast.workspace import create as write
 

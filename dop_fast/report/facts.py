@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dop_fast.config import StageConfig
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.report.table import Result
 from dop_fast.runs import Run
+from dop_fast.settings import StageConfig
 from dop_fast.stores import PatchStore
 from dop_fast.workspace import STAGES, Workspace
 

@@ -17,13 +17,13 @@ from functools import lru_cache
 import numpy as np
 from torch import nn
 
-from dop_fast.config import fingerprint
 from dop_fast.errors import ConfigError, DataError
 from dop_fast.patches.material import Material, gather
 from dop_fast.sanity.agreement import agreement
 from dop_fast.sanity.halves import Half, halve
 from dop_fast.sanity.study import Results, Study
 from dop_fast.seeding import derive, stream
+from dop_fast.settings import fingerprint
 from dop_fast.types import Track, untracked
 
 

@@ -21,10 +21,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dop_fast import __version__, criteria, models, runs, stores
-from dop_fast.config import PruneConfig, SanityConfig, fingerprint
+from dop_fast.config import PruneConfig, SanityConfig
 from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.images import ImageSet
 from dop_fast.pipeline import open_data, open_patches
+from dop_fast.settings import fingerprint
 from dop_fast.stores import PatchStore
 from dop_fast.types import Batches, Scores
 from dop_fast.workspace import Workspace

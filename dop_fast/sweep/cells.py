@@ -5,9 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dop_fast import criteria
-from dop_fast.config import PruneConfig, StageConfig, StitchConfig, TrainConfig, fingerprint
+from dop_fast.config import PruneConfig, StitchConfig, TrainConfig
 from dop_fast.report.ways import told_apart
 from dop_fast.runs import WITHOUT_EFFECT
+from dop_fast.settings import StageConfig, fingerprint
 from dop_fast.sweep.definition import LIKE, Grid, Sweep, refuse_unknown
 from dop_fast.workspace import Workspace
 

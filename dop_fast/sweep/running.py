@@ -10,11 +10,12 @@ import torch
 
 from dop_fast import masks, models, pipeline, pruning, runs, stores
 from dop_fast.claims import Claim, Claims
-from dop_fast.config import ModelConfig, fingerprint, is_remote
+from dop_fast.config import ModelConfig
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.runs import WITHOUT_EFFECT
+from dop_fast.settings import fingerprint, is_remote
 from dop_fast.stores import PatchStore
 from dop_fast.sweep.cells import Cell, Row, cells
 from dop_fast.sweep.definition import Sweep
