@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,11 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.example = example
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Look at -h first: a workspace that cannot be opened does not hide the help."""
+        asked = [arg for arg in args if arg in ctx.help_option_names]
+        return super().parse_args(ctx, asked + args)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example, then one section for each panel."""
         with formatter.section("Example"):
@@ -159,7 +165,7 @@ def _open_workspace(ctx: click.Context, param: click.Parameter, value: Path) -> 
     if ctx.resilient_parsing:
         return None
     workspace = load(value)
-    ctx.default_map = dict(workspace.stages.get(ctx.info_name or "", {}))
+    ctx.default_map = {"seed": workspace.seed, **workspace.stages.get(ctx.info_name or "", {})}
     return workspace
 
 
@@ -173,7 +179,7 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
                 envvar="DOPFAST_WORKSPACE", show_default=True, is_eager=True,
                 callback=_open_workspace, help="folder with dopfast.toml", panel="Workspace",
             ),
-            Option(["--seed"], type=click.INT, default=None, panel="Reproducibility",
+            Option(["--seed"], type=click.INT, panel="Reproducibility",
                    help=f"{stream}  [default: the workspace's]"),
         ]  # fmt: skip
     else:
@@ -243,11 +249,9 @@ def command(
 
 
 def _with_call(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
-    opened: Workspace = values.pop("workspace")
-    seed = values.pop("seed")
     call = Call(
-        workspace=opened,
-        seed=opened.seed if seed is None else seed,
+        workspace=values.pop("workspace"),
+        seed=values.pop("seed"),
         device=values.pop("device", "cpu"),
         force=values.pop("force"),
         sources=_sources(ctx),
@@ -291,14 +295,19 @@ def _show(ctx: click.Context, outcome: Outcome, *, as_json: bool, quiet: bool) -
     for line in outcome.lines:
         click.echo(line)
     for line in outcome.warnings:
-        click.secho(f"warning: {line}", fg="yellow", err=True)
+        click.echo(_style(f"warning: {line}", fg="yellow"), err=True)
     if quiet:
         return
     for label, items in (("read", outcome.read), ("wrote", outcome.wrote)):
         for item in items:
-            click.secho(f"{label:<6}{item}", dim=True, err=True)
+            click.echo(_style(f"{label:<6}{item}", dim=True), err=True)
     if outcome.next:
-        click.echo(click.style("next  ", bold=True) + outcome.next, err=True)
+        click.echo(_style("next  ", bold=True) + outcome.next, err=True)
+
+
+def _style(text: str, **look: Any) -> str:
+    """Return a text in colour, unless NO_COLOR asks for none; Click leaves it out where piped."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **look)
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[str, ...]:
@@ -364,6 +373,6 @@ def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:
     if "--json" in argv:
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
         return
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    click.echo(_style("error: ", fg="red", bold=True) + message, err=True)
     if hint:
         click.echo(f"\nhint: {hint}", err=True)

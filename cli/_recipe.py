@@ -19,10 +19,15 @@ def recipe(body: Body) -> Body:
         *getattr(body, "__click_params__", []),
         Option(
             ["--recipe"], default="", callback=_start_from, panel="Schedule",
+            shell_complete=_beginning,
             help=f"published settings to start from: {', '.join(recipes.names())}",
         ),
     ]  # fmt: skip
     return wrapped
+
+
+def _beginning(ctx: click.Context, param: click.Parameter, text: str) -> list[str]:
+    return [name for name in recipes.names() if name.startswith(text)]
 
 
 def _start_from(ctx: click.Context, param: click.Parameter, value: str) -> str:

@@ -129,7 +129,7 @@ def load(root: Path) -> Workspace:
     if not path.is_file():
         raise ConfigError(
             f"{root} is not a dopfast workspace: it has no {TOML}",
-            "make one: dopfast init --data DIR, or name one: dopfast -w DIR ...",
+            "make one: dopfast init --data DIR, or name one with -w DIR",
         )
     content = read_toml(path)
     seed = content.pop("seed", 0)

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_space import Run, Told
+
+from dop_fast.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINT = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
@@ -56,6 +59,22 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_copy(tiny_images: Path, tmp_path: Path) -> Path:
     """Return a copy of `tiny_images` that the test may change."""
     return shutil.copytree(tiny_images, tmp_path / "copy")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a caller of `dopfast` in this process; what is no known failure is raised."""
+
+    def called(*arguments: str | Path) -> Told:
+        monkeypatch.setattr("sys.argv", ["dopfast", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Told(code, *capsys.readouterr())
+
+    return called
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,6 @@ from click.testing import CliRunner
 
 from dop_fast import __version__
 from dop_fast.cli.main import COMMANDS, dopfast
-
-HEAVY = ("torch", "torchvision", "zarr", "numba", "sklearn", "matplotlib", "cv2", "scipy", "rich")
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -33,23 +30,6 @@ def test_every_command_has_help_an_example_and_panels(name: str) -> None:
     assert command is not None and len((command.help or "").splitlines()[0]) < 100
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["prune", "--help"], ["prun"], ["stitch", "--sigma", "x"]],
-)
-def test_help_version_and_usage_errors_load_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        "import sys\n"
-        f"sys.argv = ['dopfast', *{arguments!r}]\n"
-        "from dop_fast.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-
-
 def test_the_version_is_printed() -> None:
     assert __version__ in CliRunner().invoke(dopfast, ["--version"]).output
 
@@ -59,13 +39,6 @@ def test_outside_a_workspace_the_way_to_one_is_shown(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "hint: make one: dopfast init" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_errors_are_one_json_object_where_json_is_asked(tmp_path: Path) -> None:
-    done = run("stitch", "--json", cwd=tmp_path)
-    error = json.loads(done.stdout)["error"]
-    assert error["kind"] == "ConfigError"
-    assert "dopfast init" in error["hint"]
 
 
 @pytest.fixture
@@ -95,25 +68,6 @@ def test_a_missing_folder_of_images_is_named(workspace: Path) -> None:
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "hint:" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_flag_beats_environment_beats_file_beats_default(workspace: Path) -> None:
-    def values(*arguments: str, **environment: str) -> dict[str, dict[str, object]]:
-        result = CliRunner(env=environment).invoke(
-            dopfast,
-            ["stitch", "-w", str(workspace), "--dry-run", "--json", *arguments],
-            auto_envvar_prefix="DOPFAST",
-        )
-        found: dict[str, dict[str, object]] = json.loads(result.output)["values"]
-        return found
-
-    shown = values()
-    assert shown["sigma"] == {"value": 0.5, "source": "dopfast.toml"}
-    assert shown["order"] == {"value": "round", "source": "default"}
-    shown = values(DOPFAST_STITCH_SIGMA="0.6")
-    assert shown["sigma"] == {"value": 0.6, "source": "environment"}
-    shown = values("--sigma", "0.7", DOPFAST_STITCH_SIGMA="0.6")
-    assert shown["sigma"] == {"value": 0.7, "source": "flag"}
 
 
 def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:

@@ -1,28 +1,12 @@
-"""A finished workspace of a small network, and the command line in this process."""
+"""A finished workspace of a small network."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from small_space import STAGES, Run, Told, begin
+from small_space import STAGES, begin
 
 from dop_fast.cli.main import main
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a caller of `dopfast` in this process; what is no known failure is raised."""
-
-    def called(*arguments: str | Path) -> Told:
-        monkeypatch.setattr("sys.argv", ["dopfast", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Told(code, *capsys.readouterr())
-
-    return called
 
 
 @pytest.fixture(scope="session")

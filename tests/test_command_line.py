@@ -1,0 +1,236 @@
+"""What holds for every command: light before its work, one order of sources, one way to fail."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from small_space import Run
+
+from dop_fast import criteria, recipes
+from dop_fast.cli.main import COMMANDS, dopfast
+from dop_fast.config import MATERIALS
+from dop_fast.workspace import STAGES
+
+HEAVY = (
+    "torch", "torchvision", "zarr", "numba", "sklearn", "matplotlib", "cv2", "scipy", "numpy",
+    "PIL", "rich",
+)  # fmt: skip
+SHELLS = ("bash", "zsh", "fish")
+ARGUMENTS = {  # what a command cannot do without
+    "init": ["--data", "nowhere"], "sweep": ["table1.toml"], "show": ["concepts"],
+    "export": ["onnx"], "import": ["masks.pth"], "demo": ["-o", "file/in/the/way"],
+}  # fmt: skip
+WITHOUT_WORKSPACE = ("init", "demo", "doctor")
+WITHOUT_WORK = [
+    ["--help"], ["--version"], ["prun"], ["stitch", "--sigma", "x"], ["show", "tulips"],
+    *([name, *rest] for name in COMMANDS for rest in (["--help"], ["--no-such-option"])),
+]  # fmt: skip
+
+
+def completion(shell: str, words: str) -> dict[str, str]:
+    """Return the environment in which `shell` asks how `words` may go on."""
+    parts = words.split(" ")
+    word = parts[-1] if shell == "fish" else str(len(parts) - 1)
+    asked = {"COMP_WORDS": words, "COMP_CWORD": word}
+    return {"_DOPFAST_COMPLETE": f"{shell}_complete", **asked}
+
+
+def completed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: str, shell: str = "bash"
+) -> list[str]:
+    for name, value in completion(shell, words).items():
+        monkeypatch.setenv(name, value)
+    lines = run().out.splitlines()
+    if shell == "zsh":  # three lines each: kind, word, help
+        return lines[1::3]
+    return [line.split(",")[1].split("\t")[0] for line in lines]
+
+
+def test_nothing_heavy_is_loaded_before_there_is_work() -> None:
+    words = [
+        "dopfast ",
+        "dopfast prune --",
+        "dopfast prune --criterion ",
+        "dopfast train --recipe ",
+    ]
+    asked = [completion(shell, text) for shell in SHELLS for text in words]
+    sources = [{"_DOPFAST_COMPLETE": f"{shell}_source"} for shell in SHELLS]
+    code = (
+        "import os, sys\n"
+        "from dop_fast.cli.main import main\n"
+        "def call(arguments, environment):\n"
+        "    sys.argv = ['dopfast', *arguments]\n"
+        "    os.environ.update(environment)\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not loaded, (arguments, environment, loaded)\n"
+        f"for arguments in {WITHOUT_WORK!r}: call(arguments, {{}})\n"
+        f"for environment in {asked + sources!r}: call([], environment)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_commands_options_and_their_values(
+    run: Run, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    def after(words: str) -> list[str]:
+        return completed(run, monkeypatch, words, shell)
+
+    assert after("dopfast ") == list(COMMANDS)
+    settings = {f"--{item.name.replace('_', '-')}" for item in dataclasses.fields(STAGES["prune"])}
+    assert settings | {"--workspace", "--json", "--dry-run"} < set(after("dopfast prune --"))
+    assert after("dopfast prune --criterion ") == list(criteria.names())
+    assert after("dopfast prune --material ") == ["auto", *MATERIALS]
+    assert after("dopfast finetune --recipe ") == list(recipes.names())
+    assert after("dopfast prune -w nowhere --criterion gra") == ["grasp"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_that_the_readme_has_a_shell_read_asks_dopfast(
+    run: Run, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("_DOPFAST_COMPLETE", f"{shell}_source")
+    told = run()
+    assert told.code == 0 and f"_DOPFAST_COMPLETE={shell}_complete" in told.out
+    if shell == "bash":
+        asked = f"{told.out}\ncomplete -p dopfast"
+        done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, timeout=60)
+        assert done.stdout.endswith("dopfast\n") and not done.stderr
+
+
+def shown(run: Run, name: str, space: Path, *arguments: str) -> dict[str, dict[str, object]]:
+    told = run(name, *ARGUMENTS.get(name, []), "-w", space, "--dry-run", "--json", *arguments)
+    found: dict[str, dict[str, object]] = json.loads(told.out)["values"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "default", "values"),
+    [
+        ("extract", "images", 50, (11, 12, 13)),
+        ("extract", "n_segments", [], ([4, 5], [6], [7, 8, 9])),
+        ("stitch", "sigma", 0.75, (0.5, 0.6, 0.7)),
+        ("prune", "sparsity", 0.9, (0.5, 0.6, 0.7)),
+        ("prune", "criterion", "grasp", ("snip", "force", "synflow")),
+        ("train", "nesterov", False, (True, False, True)),
+        ("finetune", "epochs", 120, (1, 2, 3)),
+        ("sanity", "material", ["available"], (["patches"], ["images"], ["images", "patches"])),
+    ],
+)
+def test_flag_beats_environment_beats_file_beats_default(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, key: str, default: object, values: tuple[Any, Any, Any],
+) -> None:  # fmt: skip
+    toml, option = tmp_path / "dopfast.toml", f"--{key.replace('_', '-')}"
+    toml.write_text("", encoding="utf-8")
+    in_file, in_environment, as_flag = values
+    text = [",".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
+    assert shown(run, name, tmp_path)[key] == {"value": default, "source": "default"}
+    toml.write_text(f"[{name}]\n{key} = {json.dumps(in_file)}", encoding="utf-8")
+    assert shown(run, name, tmp_path)[key] == {"value": in_file, "source": "dopfast.toml"}
+    monkeypatch.setenv(f"DOPFAST_{name}_{key}".upper(), text[1])
+    assert shown(run, name, tmp_path)[key] == {"value": in_environment, "source": "environment"}
+    flag = [option] if as_flag is True else [option, text[2]]
+    assert shown(run, name, tmp_path, *flag)[key] == {"value": as_flag, "source": "flag"}
+
+
+@pytest.mark.parametrize("name", ["train", "finetune"])
+def test_a_recipe_comes_between_the_file_and_the_default(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "dopfast.toml").write_text(f"[{name}]\nlr = 0.3", encoding="utf-8")
+    found = shown(run, name, tmp_path, "--recipe", "cifar", "--batch-size", "7")
+    monkeypatch.setenv(f"DOPFAST_{name}_RECIPE".upper(), "cifar")
+    again = shown(run, name, tmp_path, "--batch-size", "7")
+    assert {key: value for key, value in again.items() if key != "recipe"} == {
+        key: value for key, value in found.items() if key != "recipe"
+    }
+    assert found["lr"] == {"value": 0.3, "source": "dopfast.toml"}
+    assert found["batch_size"] == {"value": 7, "source": "flag"}
+    said = recipes.read("cifar")
+    assert found["milestones"] == {"value": said["milestones"], "source": "recipe cifar"}
+    assert found["keep_every"]["source"] == "default"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_WORKSPACE])
+def test_the_seed_is_the_workspace_s_unless_another_is_given(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "dopfast.toml").write_text("seed = 3", encoding="utf-8")
+    if name == "sweep":  # shows its cells
+        return
+    assert shown(run, name, tmp_path)["seed"] == {"value": 3, "source": "dopfast.toml"}
+    monkeypatch.setenv(f"DOPFAST_{name}_SEED".upper(), "4")
+    assert shown(run, name, tmp_path)["seed"] == {"value": 4, "source": "environment"}
+    assert shown(run, name, tmp_path, "--seed", "5")["seed"] == {"value": 5, "source": "flag"}
+
+
+def failed(run: Run, *arguments: str | Path) -> tuple[int, dict[str, str]]:
+    told = run(*arguments, "--json")
+    (line,) = told.out.splitlines()
+    content = json.loads(line)
+    assert list(content) == ["error"] and list(content["error"]) == ["kind", "message", "hint"]
+    assert all(content["error"].values()) and "Traceback" not in told.err
+    return told.code, content["error"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_failure_is_one_json_object_where_json_is_asked(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, error = failed(run, name, "--no-such-option")
+    assert code == 2 and error["kind"] == "usage"
+    if name in WITHOUT_WORKSPACE:
+        return
+    needed = ARGUMENTS.get(name, [])
+    code, error = failed(run, name, *needed)
+    assert code == 2 and "dopfast init" in error["hint"]
+    (tmp_path / "dopfast.toml").write_text("[prune]\nsparcity = 0.5", encoding="utf-8")
+    code, error = failed(run, name, *needed)
+    assert code == 2 and "sparcity" in error["message"] and "sparsity" in error["hint"]
+
+
+@pytest.mark.parametrize("name", ["init", "demo"])
+def test_a_command_that_makes_a_workspace_fails_in_json_too(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    code, _ = failed(run, name, *ARGUMENTS[name])
+    assert code == 1 and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_WORKSPACE])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_a_workspace_that_cannot_be_opened_does_not_hide_the_help(
+    run: Run, tmp_path: Path, name: str, option: str
+) -> None:
+    told = run(name, "-w", tmp_path / "nowhere", option)
+    assert told.code == 0 and "Example:" in told.out and not told.err
+
+
+def test_colours_are_left_out_where_no_color_is_set(tmp_path: Path, tiny_images: Path) -> None:
+    arguments = ["init", "-w", str(tmp_path), "--data", str(tiny_images), "--force"]
+    told = [
+        CliRunner(env=env).invoke(dopfast, arguments, color=True).stderr
+        for env in ({"NO_COLOR": None}, {"NO_COLOR": "1"})
+    ]
+    assert "\x1b[" in told[0] and "next  dopfast train" in told[1] and "\x1b[" not in told[1]
+
+
+def test_a_quiet_command_prints_its_result_alone(
+    run: Run, tmp_path: Path, tiny_images: Path
+) -> None:
+    arguments = ("init", "-w", tmp_path, "--data", tiny_images, "--force")
+    loud, quiet = run(*arguments), run(*arguments, "-q")
+    assert quiet.out == loud.out and "3 classes: blue, green, red" in quiet.out
+    assert "wrote" in loud.err and "wrote" not in quiet.err and "next" not in quiet.err
