@@ -1,10 +1,12 @@
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
+from dop_fast import criteria, recipes
 from dop_fast.cli.main import COMMANDS, dopfast
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,14 @@ def test_every_command_in_the_documents_exists_with_its_options(page: str, line:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_stands_in_the_readme(name: str) -> None:
     assert f"dopfast {name}" in PAGES[0].read_text(encoding="utf-8")
+
+
+def test_the_readme_names_every_criterion_recipe_and_extra() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].keys() - {"dev"}
+    words = {*criteria.names(), *recipes.names(), *extras}
+    assert words <= set(re.findall(r"[\w-]+", text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
