@@ -322,16 +322,14 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[
 
 
 def track(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    """Pass `items` on behind a progress bar on stderr; nothing is drawn when it is piped."""
-    if not sys.stderr.isatty() or not _ranks.first():
+    """Pass `items` on behind a progress bar on stderr; none where it is piped, or with --quiet."""
+    quiet = click.get_current_context().params.get("quiet")
+    if quiet or not sys.stderr.isatty() or not _ranks.first():
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    from dop_fast.cli._bar import bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bar() as progress:
         yield from progress.track(items, total=total, description=label)
 
 

@@ -1,17 +1,21 @@
 """What holds for every command: light before its work, one order of sources, one way to fail."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from small_space import Run
 
 from dop_fast import criteria, recipes
+from dop_fast.cli._bar import Rate, bar
+from dop_fast.cli._click import track
 from dop_fast.cli.main import COMMANDS, dopfast
 from dop_fast.config import MATERIALS
 from dop_fast.workspace import STAGES
@@ -234,3 +238,38 @@ def test_a_quiet_command_prints_its_result_alone(
     loud, quiet = run(*arguments), run(*arguments, "-q")
     assert quiet.out == loud.out and "3 classes: blue, green, red" in quiet.out
     assert "wrote" in loud.err and "wrote" not in quiet.err and "next" not in quiet.err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("quiet", "stream", "drawn"),
+    [(False, Terminal, True), (True, Terminal, False), (False, io.StringIO, False)],
+)
+def test_a_bar_is_drawn_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, stream: type[io.StringIO], drawn: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr", stream())
+    with click.Context(click.Command("any")) as ctx:
+        ctx.params["quiet"] = quiet
+        assert list(track(iter("abc"), "epoch 1/2", 3)) == list("abc")
+    said = click.unstyle(sys.stderr.getvalue())  # type: ignore[attr-defined]
+    assert "epoch 1/2" in said and "3/3" in said if drawn else said == ""
+
+
+@pytest.mark.parametrize(("apart_s", "rate"), [(0.01, "100.0/s"), (1, "1.0/s"), (8, "8.0 s each")])
+def test_a_bar_tells_how_fast_it_goes(apart_s: float, rate: str) -> None:
+    progress, now = bar(), [0.0]
+    progress.get_time = lambda: now[0]
+    made = progress.add_task("extracting", total=5)
+    (task,) = progress.tasks
+    assert not Rate().render(task)  # of one item nothing is known
+    for _ in range(3):
+        now[0] += apart_s
+        progress.advance(made)
+    assert str(Rate().render(task)) == rate
