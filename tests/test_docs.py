@@ -26,7 +26,8 @@ def test_every_command_in_the_documents_exists_with_its_options(page: str, line:
     assert name in COMMANDS
     command = dopfast.get_command(click.Context(dopfast), name)
     assert command is not None
-    context = click.Context(command, info_name=name, resilient_parsing=True)
+    # with the command's own settings: Click keeps the help option that it makes from the first ones
+    context = click.Context(command, resilient_parsing=True, **command.context_settings)
     values, rest, _ = command.make_parser(context).parse_args(arguments)
     assert not rest
     for parameter in command.params:
