@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -289,3 +291,9 @@ def test_the_metadata_name_the_network(tmp_path: Path) -> None:
     interop.export(path, model, kept, "dense", (3, 32, 32))
     assert models.parse_teacher(str(path)).name == "resnet20"
     assert json.loads(json.dumps(kept.about)) == interop.read(path, model).about
+
+
+def test_importing_it_prints_nothing() -> None:
+    code = "import dop_fast.api, dop_fast.report, dop_fast.sweep"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

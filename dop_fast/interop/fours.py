@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from dop_fast.masks import MaskSet, has_fours
 
@@ -41,6 +40,8 @@ def _fits(mask: torch.Tensor) -> bool:
 
 
 def _seconds(weight: torch.Tensor) -> float:
+    from torch.utils.benchmark import Timer  # warns of a missing GPU when it is imported
+
     rows = torch.randn(ROWS, weight.shape[1], device="cuda", dtype=torch.float16)
     timer = Timer(
         "linear(rows, weight)",
