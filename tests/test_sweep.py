@@ -155,7 +155,7 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(changed: dict[str, 
 
 
 def test_files_that_come_with_dopfast_are_found_by_name_and_others_by_path(tmp_path: Path) -> None:
-    assert len(sweeps.ready()) == 10
+    assert len(sweeps.ready()) == 11
     assert sweeps.find("table1.toml") == sweeps.find("table1") == READY / "table1.toml"
     own = tmp_path / "table1.toml"
     own.touch()
