@@ -86,12 +86,15 @@ def _joined(count: int) -> Iterator[None]:
     try:
         with ranks.joined(world, store):
             yield
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(0)  # the way out through C++ aborts at times, for threads that still run there
     except (DopFastError, OSError, RuntimeError, KeyboardInterrupt) as error:
         if store.add("failed", 1) > 1:
             sys.exit(1)
         if ranks.lost(error):
             raise _lost() from error
-        if isinstance(error, DopFastError):
+        if isinstance(error, DopFastError) and not isinstance(error, RankError):
             error.message = f"rank {world.rank} of {count}: {error.message}"
         raise
 

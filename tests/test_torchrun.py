@@ -130,7 +130,7 @@ def test_a_killed_rank_ends_the_job_with_a_message_and_restarts_change_nothing(
     kill_second_rank(job)
     _, told = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert told.count("error: a rank of this job was lost; torchrun says which one") == 1
+    assert told.count("error: a rank of this job was lost; torchrun says which one") == 1, told
     assert "hint: run the same command again to go on" in told
     assert "Signal 9 (SIGKILL)" in told.split("Root Cause")[1]
     done = len(runs.metrics(space / "runs" / "teacher"))

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def space(tmp_path: Path, tiny_images: Path) -> Path:
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(space: Path) -> None:
     command = [*DOPFAST, "train", "-w", str(space), "--epochs", "500", "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # in a job behind the prompt interruptions are ignored, and by its children too
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("  epoch   2"):
