@@ -29,7 +29,10 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors lets nobody else read what it writes
         with partial.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:

@@ -66,3 +66,9 @@ def test_another_failure_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         disk.write(tmp_path / "a", b"")
     assert caught.value.errno == errno.EISDIR
+
+
+def test_weights_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:
+    models.save_weights(tmp_path / "weights.safetensors", torch.nn.Linear(2, 2), {})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
