@@ -80,4 +80,4 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, tiny_images: Pat
     assert run("init", "--data", str(tiny_images), cwd=tmp_path).returncode == 0
     done = run("show", "segments", "-o", "nowhere/x.png", cwd=tmp_path)
     assert done.returncode == 1
-    assert "nowhere/x.png" in done.stderr and "Traceback" not in done.stderr
+    assert "nowhere/x.png\n" in done.stderr and "Traceback" not in done.stderr
