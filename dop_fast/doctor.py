@@ -50,10 +50,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "versions": {"dopfast": __version__, "python": platform.python_version(), **_packages()},
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "devices": _devices(),
-        "threads": {
-            "cpus": os.cpu_count(), "torch": torch.get_num_threads(),
-            "numba": SETTINGS.NUMBA_NUM_THREADS,
-        },
+        "threads": {"cpus": os.cpu_count(), "torch": torch.get_num_threads()},  # kernels' too
         "disk": {"free_gb": round(disk.free / 1e9, 1), "of_gb": round(disk.total / 1e9, 1)},
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dop_fast import masks, models, pipeline
 from dop_fast.cli.main import dopfast
 from dop_fast.config import PruneConfig, TrainConfig
-from dop_fast.errors import StoreError
+from dop_fast.errors import ConfigError, StoreError
 from dop_fast.masks import MaskSet
 from dop_fast.workspace import Workspace
 
@@ -130,3 +130,11 @@ def test_a_mask_of_another_network_is_refused(space: Workspace) -> None:
     done = invoke(space, "import", str(space.root / "other.safetensors"))
     assert done.exit_code == 1 and "not one of this model" in str(done.exception)
     assert not (space.masks / "other.safetensors").exists()
+
+
+def test_no_name_leads_out_of_the_workspace(space: Workspace) -> None:
+    file = told(space, "export", "masks")["path"]
+    for command in (("import", file, "--name", "../out"), ("export", "masks", "--run", "../out")):
+        done = invoke(space, *command)
+        assert isinstance(done.exception, ConfigError) and "is no name" in done.exception.message
+    assert not (space.root / "out.safetensors").exists()

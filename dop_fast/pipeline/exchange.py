@@ -50,7 +50,7 @@ def _last_run(workspace: Workspace) -> str:
 
 
 def _trained(workspace: Workspace, classes: int, name: str) -> tuple[nn.Module, MaskSet]:
-    found = runs.read(workspace.runs / name)
+    found = runs.read(workspace.run(name))
     if not found.finished:
         raise StoreError(f"the run {name} is not finished", "run the same dopfast finetune again")
     facts = found.about.facts
@@ -78,6 +78,7 @@ def import_mask(
 
     One that dopfast did not make is trained from the weights that `seed` draws.
     """
+    path = workspace.mask(name or file.stem)
     train, _ = open_data(workspace)
     model = models.build(workspace.model.name, len(train.classes), seed, workspace.root)
     kept = interop.read(file, model)
@@ -95,7 +96,6 @@ def import_mask(
             "init": models.fingerprint(model),
         }
     )
-    path = workspace.masks / f"{name or file.stem}.safetensors"
     if path.exists() and not force:
         raise StoreError(
             f"there is a mask {path.stem} already", "replace it: --force, or give a --name"
