@@ -360,8 +360,7 @@ def failures(argv: list[str]) -> Iterator[None]:
         elif error.filename is None:  # not about a file: a bug
             raise
         else:
-            name = str(error.filename).removesuffix(".partial")  # what was meant to be written
-            _fail(argv, "file", f"{error.strerror}: {name}",
+            _fail(argv, "file", f"{error.strerror}: {error.filename}",
                   "check the path and its permissions, then run it again")  # fmt: skip
         sys.exit(1)
 

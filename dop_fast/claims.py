@@ -13,6 +13,7 @@ import platform
 import secrets
 import tempfile
 import threading
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,21 @@ def _machine() -> str:
     """Return what two processes have in common that see each other's ids: containers do not."""
     space = Path("/proc/self/ns/pid")
     return f"{platform.node()} {space.readlink() if space.is_symlink() else ''}".rstrip()
+
+
+def owner() -> str:
+    """Return what no other process is called, for the names of what it makes for a moment."""
+    return f"{_digest()}-{os.getpid()}"
+
+
+def gone(owner: str) -> bool:
+    """Return whether the process of that name has ended, as far as this machine can tell."""
+    machine, _, pid = owner.rpartition("-")
+    return machine == _digest() and pid.isdecimal() and not _runs(int(pid))
+
+
+def _digest() -> str:
+    return f"{zlib.crc32(_machine().encode()):08x}"
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
-"""Files that are there whole or not at all: written under another name, synced, renamed."""
+"""Files that are there whole or not at all: written elsewhere, synced, renamed."""
 
 import errno
+import glob
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dop_fast import claims
 from dop_fast.errors import StoreError
 
 FULL = errno.ENOSPC, errno.EDQUOT
+LONG_S = 3600.0
+"""No file takes so long to write: what another machine left for so long is nobody's."""
 
 
 def write(path: Path, content: bytes) -> None:
@@ -24,28 +29,58 @@ def write(path: Path, content: bytes) -> None:
 def replacing(path: Path, size: int) -> Iterator[Path]:
     """Give the name to write `size` bytes under; what is there afterwards becomes `path`.
 
-    A kill or a power cut at any moment leaves the old file or the new one. StoreError where the
-    disk is full; the old file stays then.
+    A kill or a power cut at any moment leaves the old file or the new one, and of several processes
+    at once the last one's: each writes in a folder of its own, as safetensors makes files beside
+    the one that it is asked for. StoreError where the disk is full; the old file stays then.
     """
-    partial = path.with_name(path.name + ".partial")
+    folder = path.with_name(f"{path.name}.{claims.owner()}.partial")
+    partial = folder / path.name
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # safetensors lets nobody else read what it writes
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        with _only_for_now(folder):
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors lets nobody else read what it writes
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
     except (OSError, SafetensorError) as error:
-        if not _is_full(error):
-            raise
-        partial.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        raise StoreError(
-            f"the disk is full: {path} needs {size / 1e3:,.0f} kB, {free / 1e3:,.0f} are free",
-            "make room and run the same command again: what was there is intact",
-        ) from error
-    partial.replace(path)
+        if _is_full(error):
+            free = shutil.disk_usage(path.parent).free
+            raise StoreError(
+                f"the disk is full: {path} needs {size / 1e3:,.0f} kB, {free / 1e3:,.0f} are free",
+                "make room and run the same command again: what was there is intact",
+            ) from error
+        if isinstance(error, OSError) and error.filename in (str(folder), str(partial)):
+            error.filename = str(path)  # what was meant to be written
+        raise
+    _clear(path)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _only_for_now(folder: Path) -> Iterator[None]:
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that had our number before us
+    try:
+        folder.mkdir()
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what processes that were killed left of their attempts at `path`."""
+    for folder in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        owner = folder.name[len(path.name) + 1 : -len(".partial")]
+        if claims.gone(owner) or _age(folder) > LONG_S:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:  # its process was done in this moment
+        return 0.0
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:

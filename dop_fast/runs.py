@@ -77,8 +77,8 @@ def begin(folder: Path, about: About, force: bool = False) -> Run:
     A run of other settings raises StoreError; `force` deletes whatever run is there. A folder
     with files that is no run is never touched.
     """
-    partial = folder / f"{MANIFEST}.partial"
-    if folder.is_dir() and any(path != partial for path in folder.iterdir()):
+    begun = f"{MANIFEST}.*.partial"
+    if folder.is_dir() and not all(path.match(begun) for path in folder.iterdir()):
         there = read(folder)
         if not force:
             _refuse_other(there, about)

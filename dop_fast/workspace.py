@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dop_fast import recipes
+from dop_fast import disk, recipes
 from dop_fast.config import (
     DataConfig,
     ExtractConfig,
@@ -186,9 +186,7 @@ def create(workspace: Workspace) -> Path:
             lines += [f"{mark}recipe = {_toml(values.get('recipe', 'paper'))}"]
     workspace.root.mkdir(parents=True, exist_ok=True)
     path = workspace.root / TOML
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    disk.write(path, ("\n".join(lines) + "\n").encode())
     return path
 
 

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def test_what_is_written_is_synced_before_it_gets_its_name(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     disk.write(path, b"new")
-    assert happened == ["a.partial", "rename", tmp_path.name]
+    assert happened == ["a", "rename", tmp_path.name]
     assert path.read_bytes() == b"new"
     assert [found.name for found in tmp_path.iterdir()] == ["a"]
 
@@ -61,11 +63,52 @@ def test_weights_that_do_not_fit_on_the_disk_keep_the_old_ones(small_disk: Path)
     assert [found.name for found in small_disk.iterdir()] == [path.name]
 
 
-def test_another_failure_is_told_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "a.partial").mkdir()
+def test_another_failure_is_told_of_the_file_that_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
     with pytest.raises(OSError) as caught:
         disk.write(tmp_path / "a", b"")
-    assert caught.value.errno == errno.EISDIR
+    assert (caught.value.errno, caught.value.filename) == (errno.EISDIR, str(tmp_path / "a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def elsewhere(code: str) -> None:
+    """Run code in another process, to its end."""
+    lead = "import os, signal, sys; from pathlib import Path; from dop_fast import disk; "
+    subprocess.run([sys.executable, "-c", lead + code])
+
+
+def test_a_file_is_whole_whoever_else_writes_it_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with disk.replacing(path, 4) as partial:
+        partial.write_bytes(b"our")
+        elsewhere(f"disk.write(Path({str(path)!r}), b'theirs')")
+        assert path.read_bytes() == b"theirs"
+        partial.write_bytes(b"ours")
+    assert path.read_bytes() == b"ours"
+    assert [found.name for found in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        elsewhere(f"""
+with disk.replacing(Path({str(tmp_path / name)!r}), 4) as partial:
+    partial.write_bytes(b"ha")
+    (partial.parent / ".tmpX").touch()  # as safetensors does
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    assert [path.name[0] for path in sorted(tmp_path.glob("*.partial"))] == ["a", "b"]
+    disk.write(tmp_path / "a", b"new")
+    assert [path.name[0] for path in sorted(tmp_path.glob("*.partial"))] == ["b"]
+
+
+def test_what_another_machine_is_writing_is_left_alone_for_long(tmp_path: Path) -> None:
+    theirs = tmp_path / "a.0-1.partial"
+    theirs.mkdir()
+    disk.write(tmp_path / "a", b"")
+    assert theirs.is_dir()
+    os.utime(theirs, (theirs.stat().st_mtime - 2 * disk.LONG_S,) * 2)
+    disk.write(tmp_path / "a", b"")
+    assert not theirs.exists()
 
 
 def test_weights_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:

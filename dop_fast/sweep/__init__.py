@@ -2,9 +2,9 @@
 
 import io
 import json
-import os
 from pathlib import Path
 
+from dop_fast import disk
 from dop_fast.sweep import plots, tables
 from dop_fast.sweep.definition import Grid, Sweep, find, load, ready
 from dop_fast.sweep.results import Results, collect
@@ -29,8 +29,5 @@ def write(book: Book) -> tuple[Results, tuple[Path, ...]]:
         image.save(pixels, "PNG")
         files |= {"accuracy.svg": drawn.encode(), "accuracy.png": pixels.getvalue()}
     for name, content in files.items():
-        # named by process: others write the same tables at the same time
-        partial = book.folder / f"{name}.{os.getpid()}.partial"
-        partial.write_bytes(content)
-        partial.replace(book.folder / name)
+        disk.write(book.folder / name, content)
     return results, tuple(book.folder / name for name in sorted(files))
