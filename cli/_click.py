@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,10 +18,15 @@ from dop_fast.errors import ConfigError, DopFastError, nearest
 from dop_fast.settings import StageConfig, span
 from dop_fast.workspace import Workspace, load
 
+if TYPE_CHECKING:
+    from dop_fast.cli._bar import Bars
+
 T = TypeVar("T")
 Body = Callable[..., "Outcome"]
 
 INTERRUPTED = 130
+BARS = "dopfast.bars"
+"""Key of `Context.meta`: what draws progress, where anything does."""
 SOURCES = "dopfast.sources"
 """Key of `Context.meta`: where defaults come from that are not those of dopfast.toml."""
 LAST_PANELS = ("Workspace", "Reproducibility", "Compute", "Output")
@@ -230,7 +235,8 @@ def command(
                     return
                 if workspace:
                     values = _with_call(ctx, values)
-                outcome = body(**values)
+                with progress(ctx, quiet):
+                    outcome = body(**values)
                 if _ranks.first():
                     _show(ctx, outcome, as_json=as_json, quiet=quiet)
 
@@ -321,16 +327,22 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[
     return tuple(lines)
 
 
-def track(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    """Pass `items` on behind a progress bar on stderr; none where it is piped, or with --quiet."""
-    quiet = click.get_current_context().params.get("quiet")
-    if quiet or not sys.stderr.isatty() or not _ranks.first():
-        yield from items
-        return
-    from dop_fast.cli._bar import bar
+def track(items: Iterable[T], label: str | Callable[[T], str], total: int | None) -> Iterator[T]:
+    """Pass `items` on behind a progress bar, where the command draws any."""
+    bars: Bars | None = click.get_current_context().meta.get(BARS)
+    yield from items if bars is None else bars.over(items, label, total)
 
-    with bar() as progress:
-        yield from progress.track(items, total=total, description=label)
+
+@contextmanager
+def progress(ctx: click.Context, quiet: bool) -> Iterator[None]:
+    """Draw on stderr how far the command is; not where it is piped, nor with --quiet."""
+    if quiet or not sys.stderr.isatty() or not _ranks.first():
+        yield
+        return
+    from dop_fast.cli._bar import Bars
+
+    with Bars(ctx.info_name or "") as ctx.meta[BARS]:
+        yield
 
 
 @contextmanager

@@ -5,11 +5,13 @@ round removes the same share of what is left.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ from dop_fast.errors import ConfigError, StoreError
 from dop_fast.masks import MaskSet
 from dop_fast.models import prunable
 from dop_fast.seeding import derive
-from dop_fast.types import Batches, Loss, Scores
+from dop_fast.types import Batch, Batches, Loss, Scores, Track, untracked
 
 
 @dataclass(frozen=True)
@@ -177,24 +179,78 @@ def density(model: nn.Module, sparsity: float, definition: str) -> float:
     return (weights - removed) / weights
 
 
-def rounds(job: Job, plan: Plan, path: Path, about: Mapping[str, Any]) -> Iterator[MaskSet]:
+def rounds(
+    job: Job, plan: Plan, path: Path, about: Mapping[str, Any], track: Track = untracked
+) -> Iterator[MaskSet]:
     """Yield the mask of each round; the last one is the result.
 
     After every round but the last the mask is stored beside `path`, and is where the same call,
     with an equal `about`, goes on; rounds of before are yielded as the last of them. The result
     is the same, bit for bit, on as many threads (see `engine`). A caller that has stored the
-    result calls `forget`. Raises `RankError` where ranks come to different masks.
+    result calls `forget`. Raises `RankError` where ranks come to different masks. `track` sees
+    chunks being read.
     """
     done, mask = ranks.once(partial(_begun, path, about))
+    reading = _Reading(job, range(done, plan.rounds), track, path.stem)
     for number in range(1, plan.rounds + 1):
         if number > done:
-            mask = select(job, plan, number, mask)
+            mask = select(replace(job, batches=reading.begin(number)), plan, number, mask)
             ranks.same(partial(models.fingerprint, mask.masks), "the masks")
             if number < plan.rounds and ranks.here().first:
                 state = {"round": number, "of": dict(about)}
                 masks.save(_state(path), replace(mask, about=state))
         assert mask is not None  # the first round makes one, or one was begun
         yield mask
+
+
+class _Reading:
+    """Batches that `track` sees being read, round after round.
+
+    A round reads each chunk as often as the criterion has `PASSES`, but for those of which it
+    keeps in memory what it needs. So the place of a chunk counts, not how many were read before.
+    """
+
+    def __init__(self, job: Job, rounds: range, track: Track, what: str) -> None:
+        self._batches = cast(Any, job.batches)
+        counts = job.criterion.NEEDS_DATA and isinstance(job.batches, ranks.Indexed)
+        self._chunks = len(self._batches) if counts else 0
+        self._size = max(1, self._chunks * getattr(job.criterion, "PASSES", 1))
+        self._first, self._round, self._begun = rounds.start + 1, 0, 0
+        self._times: Counter[int] = Counter()
+        self._lock = Lock()  # several threads may read
+        last, total = rounds.stop, self._size * len(rounds)
+
+        def label(step: int) -> str:
+            number = self._first + step // self._size
+            return f"{what}, round {number} of {last}" if last > 1 else what
+
+        self._steps = iter(track(range(total), label, total))
+
+    def begin(self, number: int) -> Batches:
+        """Return the batches of a round."""
+        self._round = number - self._first
+        self._times.clear()
+        self._reach(0)
+        return self if self._chunks else cast(Batches, self._batches)
+
+    def __len__(self) -> int:
+        return self._chunks
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(self._chunks))
+
+    def __getitem__(self, at: int) -> Batch:
+        with self._lock:
+            self._reach(self._times[at] * self._chunks + at)
+            self._times[at] += 1
+        found: Batch = self._batches[at]
+        return found
+
+    def _reach(self, step: int) -> None:
+        """Go on to a step of this round."""
+        while self._begun <= self._round * self._size + min(step, self._size - 1):
+            next(self._steps)
+            self._begun += 1
 
 
 def select(job: Job, plan: Plan, number: int, mask: MaskSet | None) -> MaskSet:

@@ -144,7 +144,9 @@ def collect(own: Sequence[T]) -> list[T]:
 
 
 @runtime_checkable
-class _Indexed(Protocol):
+class Indexed(Protocol):
+    """What has a length, and any of its items on request."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, at: int, /) -> Any: ...
 
@@ -155,7 +157,7 @@ def turns(items: Iterable[T], first: int = 0) -> Iterator[T | None]:
     None where the last round has none left for it. What has no length is gone through whole.
     """
     rank, count = _here.rank, _here.count
-    if isinstance(items, _Indexed):
+    if isinstance(items, Indexed):
         for start in range(first * count, len(items), count):
             yield items[start + rank] if start + rank < len(items) else None
         return

@@ -13,6 +13,7 @@ from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TrainConfi
 from dop_fast.demo import Precision
 from dop_fast.errors import StoreError
 from dop_fast.training import Epoch
+from dop_fast.types import Track, untracked
 from dop_fast.workspace import Workspace
 
 SIZE = 40
@@ -41,27 +42,29 @@ class Showcase:
         return asdict(self)
 
 
-def run(folder: Path, seed: int, device: torch.device, *, force: bool = False) -> Steps:
+def run(
+    folder: Path, seed: int, device: torch.device, *, force: bool = False, track: Track = untracked
+) -> Steps:
     """Run every stage in `folder` that is not finished; yield what begins and every epoch."""
     space = _workspace(folder, seed, force)
     yield f"teacher: {space.teacher.name}, {TEACHER.epochs} epochs"
-    teacher = yield from pipeline.train(space, TEACHER, seed, device)
+    teacher = yield from pipeline.train(space, TEACHER, seed, device, track=track)
     yield "extract: concepts of every class"
-    store = pipeline.extract(space, EXTRACT, seed, device)
+    store = pipeline.extract(space, EXTRACT, seed, device, track=track)
     train, _ = pipeline.open_data(space)
     precision = demo.precision(store, train, demo.load_truth(folder / "data"))
     yield f"stitch: patches that cover {StitchConfig().sigma:g} of the image"
-    pipeline.stitch(space, StitchConfig(), seed)
+    pipeline.stitch(space, StitchConfig(), seed, track=track)
     masks = {}
     for criterion, material in RIVALS:
         config = PruneConfig(criterion=criterion, material=material, sparsity=SPARSITY)
-        path, kept, _ = pipeline.prune(space, config, seed, device)
+        path, kept, _ = pipeline.prune(space, config, seed, device, track=track)
         yield f"prune and fine-tune: {path.stem}, {STUDENT.epochs} epochs"
         target = pipeline.run_folder(space, path.stem, "", seed)
         masks[path.stem] = yield from pipeline.finetune(
-            space, STUDENT, (path.stem, kept), target, seed, device
+            space, STUDENT, (path.stem, kept), target, seed, device, track=track
         )
-    return Showcase(teacher, masks, precision, report.write(space))
+    return Showcase(teacher, masks, precision, report.write(space, track))
 
 
 def _workspace(folder: Path, seed: int, force: bool) -> Workspace:

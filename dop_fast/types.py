@@ -26,12 +26,14 @@ Scores: TypeAlias = "dict[str, Tensor]"
 class Track(Protocol):
     """Passes items on and may show how far it is."""
 
-    def __call__(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
-        """Yield every item."""
+    def __call__(
+        self, items: Iterable[T], label: str | Callable[[T], str], total: int
+    ) -> Iterable[T]:
+        """Yield every item. A label that is made from it says what is being worked on."""
         ...
 
 
-def untracked(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+def untracked(items: Iterable[T], label: str | Callable[[T], str], total: int) -> Iterable[T]:
     """Pass items on and show nothing."""
     return items
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from small_space import Run
 
 from dop_fast import criteria, recipes
-from dop_fast.cli._bar import Rate, bar
-from dop_fast.cli._click import track
+from dop_fast.cli._bar import Bars, Count, Rate, Time
+from dop_fast.cli._click import BARS, progress, track
 from dop_fast.cli.main import COMMANDS, dopfast
 from dop_fast.config import MATERIALS
 from dop_fast.workspace import STAGES
@@ -247,27 +247,53 @@ class Terminal(io.StringIO):
     ("quiet", "stream", "drawn"),
     [(False, Terminal, True), (True, Terminal, False), (False, io.StringIO, False)],
 )
-def test_a_bar_is_drawn_on_a_terminal_alone(
+def test_bars_are_drawn_on_a_terminal_alone(
     monkeypatch: pytest.MonkeyPatch, quiet: bool, stream: type[io.StringIO], drawn: bool
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", stream())
-    with click.Context(click.Command("any")) as ctx:
-        ctx.params["quiet"] = quiet
-        assert list(track(iter("abc"), "epoch 1/2", 3)) == list("abc")
+    ctx = click.Context(click.Command("any"), info_name="waits")
+    with ctx.scope(), progress(ctx, quiet):
+        for outer in track([1, 2], lambda number: f"class {number}", 2):
+            for inner in track(iter("abc"), f"epoch {outer}", 3):
+                if drawn and inner == "c":  # else it is drawn ten times a second
+                    ctx.meta[BARS].refresh()
     said = click.unstyle(sys.stderr.getvalue())  # type: ignore[attr-defined]
-    assert "epoch 1/2" in said and "3/3" in said if drawn else said == ""
+    for text in ("waits", "class 2", "epoch 2", "2/3"):
+        assert text in said if drawn else said == ""
 
 
-@pytest.mark.parametrize(("apart_s", "rate"), [(0.01, "100.0/s"), (1, "1.0/s"), (8, "8.0 s each")])
-def test_a_bar_tells_how_fast_it_goes(apart_s: float, rate: str) -> None:
-    progress, now = bar(), [0.0]
-    progress.get_time = lambda: now[0]
-    made = progress.add_task("extracting", total=5)
-    (task,) = progress.tasks
-    assert not Rate().render(task)  # of one item nothing is known
-    for _ in range(3):
-        now[0] += apart_s
-        progress.advance(made)
-    assert str(Rate().render(task)) == rate
+@pytest.mark.parametrize(
+    ("took_s", "now_s", "rate", "left"),
+    [
+        ((), 9, "", ""),  # of nothing done nothing is known
+        ((8,), 0, "8.0 s each", "0:00:32 left"),
+        ((8, 0.01, 0.01), 0, "100.0/s", "0:00:01 left"),  # the first one had to warm up
+        ((8, 2, 2), 1, "2.0 s each", "0:00:03 left"),  # it goes on while one is worked on
+        ((8, 2, 2), 26, "10.0 s each", "0:00:10 left"),  # and longer where that takes longer
+    ],
+)
+def test_a_bar_tells_how_fast_it_goes_and_how_long_it_will(
+    took_s: tuple[float, ...], now_s: float, rate: str, left: str
+) -> None:
+    bars, now = Bars("extract"), [0.0]
+    bars.get_time = lambda: now[0]
+    items = bars.over(range(5), "extracting", 5)
+    next(items)
+    for took in took_s:
+        now[0] += took
+        next(items)
+    now[0] += now_s
+    task = bars.tasks[-1]
+    assert (str(Rate().render(task)), str(Time().render(task))) == (rate, left)
+
+
+def test_a_bar_of_unknown_length_counts_and_tells_the_time_it_has_taken() -> None:
+    bars, now = Bars("verify"), [0.0]
+    bars.get_time = lambda: now[0]
+    items = bars.over(iter("abc"), "reading", None)
+    assert list(zip("ab", items, strict=False)) == [("a", "a"), ("b", "b")]
+    now[0] = 61.5
+    task = bars.tasks[-1]
+    assert (str(Count().render(task)), str(Time().render(task))) == ("1", "0:01:01")

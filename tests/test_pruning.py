@@ -1,6 +1,6 @@
-import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dop_fast import criteria, masks, pruning
+from dop_fast.engine import derivatives
 from dop_fast.errors import ConfigError
 from dop_fast.masks import MaskSet
 from dop_fast.models import prunable
 from dop_fast.pruning import Job, Plan
+from dop_fast.types import Scores
 
 ROUNDS = ["force", "iter-snip", "synflow"]
 
@@ -105,7 +107,7 @@ class Counting:
 
 def counted(name: str, stop: int = 0) -> tuple[Job, Counting]:
     criterion = Counting(name, stop)
-    return dataclasses.replace(job(name), criterion=criterion), criterion
+    return replace(job(name), criterion=criterion), criterion
 
 
 def drain(steps: Iterable[MaskSet]) -> MaskSet:
@@ -129,6 +131,74 @@ def test_interrupted_rounds_go_on_to_the_same_mask(name: str, tmp_path: Path) ->
     assert torch.equal(flat(found[-1]), flat(whole))
     pruning.forget(tmp_path / "m")
     assert not list(tmp_path.glob("m*"))
+
+
+class Seen:
+    """A track that keeps every label, and says how far it is."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.total = 0
+
+    def __call__(self, items: Iterable[Any], label: Any, total: int) -> Iterator[Any]:
+        self.total = total
+        for item in items:
+            self.labels.append(label(item))
+            yield item
+
+
+CHUNKS = (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "name",  # SBP-SR takes no network without residual blocks
+    [n for n in criteria.names() if criteria.load(n).NEEDS_DATA and n != "sbp-sr"],
+)
+def test_every_chunk_is_seen_as_often_as_a_round_reads_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derivatives, "free_bytes", lambda device: 0)  # nothing is kept in memory
+    reads: list[int] = []
+
+    class Read(list[Any]):
+        def __getitem__(self, at: Any) -> Any:
+            reads.append(at)
+            return super().__getitem__(at)
+
+    seen, work = Seen(), replace(job(name), batches=Read(chunks(*CHUNKS)))
+    drain(pruning.rounds(work, Plan(0.5), tmp_path / "mask", {}, seen))
+    passes = getattr(work.criterion, "PASSES", 1)
+    assert reads == [*range(len(CHUNKS))] * passes
+    assert seen.labels == ["mask"] * seen.total and seen.total == passes * len(CHUNKS)
+
+
+def test_a_round_goes_on_behind_the_chunks_that_were_kept_in_memory(tmp_path: Path) -> None:
+    seen, reached = Seen(), []
+
+    class Kept:
+        """Goes through all chunks, then through the last one again."""
+
+        NEEDS_DATA, PASSES = True, 2
+
+        def score(self, model: nn.Module, batches: Any, *rest: Any, mask: Any = None) -> Scores:
+            for at in (0, 1, 2, 2):
+                _ = batches[at]
+                reached.append(len(seen.labels))
+            return {name: weight.detach() for name, weight in prunable(model).items()}
+
+    work = replace(job("snip"), criterion=Kept(), batches=chunks(*CHUNKS))
+    drain(pruning.rounds(work, Plan(0.5, 2), tmp_path / "mask", {}, seen))
+    assert reached == [1, 2, 3, 6, 7, 8, 9, 12]
+    assert seen.labels[5:7] == ["mask, round 1 of 2", "mask, round 2 of 2"] and seen.total == 12
+
+
+def test_rounds_that_are_done_are_not_seen_again(tmp_path: Path) -> None:
+    broken, _ = counted("synflow", stop=4)
+    with pytest.raises(KeyboardInterrupt):
+        drain(pruning.rounds(broken, Plan(0.1, 5), tmp_path / "m", {}))
+    seen = Seen()
+    drain(pruning.rounds(job("synflow"), Plan(0.1, 5), tmp_path / "m", {}, seen))
+    assert seen.labels == ["m, round 4 of 5", "m, round 5 of 5"]
 
 
 def test_rounds_of_other_work_and_damaged_ones_start_anew(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def momenta() -> dict[str, bool]:
     """Return for each weight whether removed ones, and they alone, have no momentum here."""
     model = network()
     mask = half_mask(model)
-    trainer = training.loop._Trainer(model, SHARED, UNEVEN, mask, 0, CPU)
-    trainer.epoch(1, untracked)
+    trainer = training.loop._Trainer(model, SHARED, UNEVEN, mask, 0, CPU, untracked)
+    trainer.epoch(1)
     found = {name: trainer.state.tensors()[f"momentum.{name}"] for name in mask.masks}
     return {
         name: not found[name][~keep].any() and bool(found[name][keep].any())

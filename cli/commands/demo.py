@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dop_fast.cli._click import Option, Outcome, command, table
+from dop_fast.cli._click import Option, Outcome, command, table, track
 
 
 @command("dopfast demo", workspace=False)
@@ -26,7 +26,7 @@ def demo(output: Path, seed: int, device: str, force: bool) -> Outcome:
     from dop_fast import pipeline, showcase
     from dop_fast.cli._epochs import follow
 
-    made = follow(showcase.run(output, seed, pipeline.device_of(device), force=force))
+    made = follow(showcase.run(output, seed, pipeline.device_of(device), force=force, track=track))
     rows = [(name, f"{found['top1']:.1%}") for name, found in made.masks.items()]
     precision = made.precision
     return Outcome(

@@ -22,7 +22,7 @@ from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
 from dop_fast.models import bottleneck, fingerprint
 from dop_fast.precision import in_bf16
-from dop_fast.types import Array, ClassConcepts, Concept
+from dop_fast.types import Array, ClassConcepts, Concept, Track, untracked
 
 FEWEST_IMAGES = 8
 """Images a class needs to be split into some to find concepts in and others to score them on."""
@@ -36,7 +36,8 @@ class Extractor:
 
     An empty `layer` becomes the teacher's bottleneck. What one class gives depends on the seed
     and on the class alone, not on the classes extracted before. `cache`: where activations of the
-    random sets are stored, and read again by an extraction that would make the same.
+    random sets are stored, and read again by an extraction that would make the same. `track` sees
+    the classes that they are made of.
     """
 
     teacher: nn.Module
@@ -47,6 +48,7 @@ class Extractor:
     seed: int
     device: torch.device
     cache: Path | str | None = None
+    track: Track = untracked
 
     def __post_init__(self) -> None:
         if not self.layer:
@@ -142,11 +144,13 @@ class Extractor:
         }
 
     def _new_random(self) -> Pool:
-        classes = len(self.images.classes)
-        needed = (self.config.random_sets + 1) * self.config.max_members
-        each = -(-needed // (classes - 1))
-        own = [self._random_of(class_id, each).cpu() for class_id in ranks.share(range(classes))]
-        parts = ranks.collect(own)
+        names = self.images.classes
+        classes, needed = len(names), (self.config.random_sets + 1) * self.config.max_members
+        each, share = -(-needed // (classes - 1)), ranks.share(range(classes))
+        seen = self.track(
+            share, lambda i: f"random {self.config.negatives}: {names[i]}", len(share)
+        )
+        parts = ranks.collect([self._random_of(class_id, each).cpu() for class_id in seen])
         return torch.cat(parts), np.repeat(np.arange(classes), [len(part) for part in parts])
 
     def _random_of(self, class_id: int, count: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ A criterion is a module with `NEEDS_DATA` and `score`; to add one, add a file. F
 with an underscore are not criteria. What else a module may have:
 
     ROUNDS    its own number of rounds of scoring and removing, 1 without it
+    PASSES    how often a round goes through the batches, 1 without it; for the time left
     REVIVES   whether weights that a round removed may come back, false without it
     VARIANTS  ("clean", "published") where it follows its published code too on request
     check     (model, sparsity) raises where it cannot score this network, or not for that sparsity

@@ -24,6 +24,7 @@ from dop_fast.engine import Precision, hessian_gradient
 from dop_fast.types import Batches, Loss, Scores
 
 NEEDS_DATA = True
+PASSES = 2
 VARIANTS = ("clean", "published")
 CHUNK = 20
 
@@ -37,11 +38,13 @@ def score(
     temperature: float = 200.0,
     precision: Precision = "exact",
     variant: str = "clean",
+    image: tuple[int, ...] = (),
     mask: dict[str, Tensor] | None = None,
 ) -> Scores:
     """Return theta * Hg of the loss of logits / temperature.
 
-    The seed has no effect but on the draw of `published`.
+    The seed has no effect but on the draw of `published`, nor has `image`, of which an empty one
+    is that of the first batch.
     """
 
     def tempered(logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,7 +52,7 @@ def score(
 
     used: Loss = tempered
     if variant == "published":
-        small = _side(batches) <= SMALL_SIDE
+        small = max(image[1:] or _shape(batches)[2:], default=0) <= SMALL_SIDE
         model = _redrawn(model, seed, all_linear=small)
         batches = halves_by_class(batches) if small else Cut(batches, CHUNK)
         used = alike(tempered)
@@ -67,11 +70,10 @@ def kept(scores: Scores, density: float) -> int:
     return int((values >= values.kthvalue(removed).values).sum())
 
 
-def _side(batches: Batches) -> int:
-    """Return the images' longer side, in pixels."""
+def _shape(batches: Batches) -> tuple[int, ...]:
     for images, _ in batches:
-        return max(images.shape[2:], default=0)
-    return 0
+        return tuple(images.shape)
+    return ()
 
 
 def _redrawn(model: nn.Module, seed: int, *, all_linear: bool) -> nn.Module:

@@ -27,6 +27,7 @@ from dop_fast.models import prunable
 from dop_fast.types import Batch, Batches, Loss, Scores
 
 NEEDS_DATA = True
+PASSES = 7  # a gradient for each of 3 steps, that at the end, and a product for each step
 VARIANTS = ("clean", "published")
 
 Values: TypeAlias = dict[str, Tensor]

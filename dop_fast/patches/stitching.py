@@ -16,11 +16,11 @@ from dop_fast.kernels import paste
 from dop_fast.patches.dop import with_sources
 from dop_fast.seeding import stream
 from dop_fast.stores import Load, PatchStore
-from dop_fast.types import Array, ClassConcepts, Patches
+from dop_fast.types import Array, ClassConcepts, Patches, Track, untracked
 
 
 def stitch_all(
-    store: PatchStore, images: ImageSet, config: StitchConfig, seed: int
+    store: PatchStore, images: ImageSet, config: StitchConfig, seed: int, track: Track = untracked
 ) -> Iterator[Patches]:
     """Yield the stitched patches of one class after the other; `images` as extracted from.
 
@@ -33,15 +33,14 @@ def stitch_all(
         load = store.sources(found) or images.load
         return stitch_class(found, load, config, store.header.fill, seed)
 
-    threads = torch.get_num_threads()
+    threads, names = torch.get_num_threads(), store.header.classes
     pool = ThreadPoolExecutor(threads)
     try:
-        waiting: deque[Future[Patches]] = deque()
-        for class_id in range(len(store.header.classes)):
-            waiting.append(pool.submit(made, class_id))
-            if len(waiting) > threads:  # one more than work, for the reader takes its time
-                yield waiting.popleft().result()
-        while waiting:
+        classes, waiting = range(len(names)), deque[Future[Patches]]()
+        for class_id in track(classes, lambda i: f"stitching {names[i]}", len(names)):
+            ahead = class_id + threads + 1  # one more than work, for the reader takes its time
+            for other in classes[class_id + len(waiting) : ahead]:
+                waiting.append(pool.submit(made, other))
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -37,8 +37,9 @@ def extract(
     given = teacher_config(workspace)
     teacher = models.load_teacher(given, len(train.classes), workspace.root)
     extractor = Extractor(
-        teacher, given.layer, train, workspace.data, config, seed, device, workspace.root / RANDOM
-    )
+        teacher, given.layer, train, workspace.data, config, seed, device, workspace.root / RANDOM,
+        track,
+    )  # fmt: skip
     header = Header(
         classes=train.classes,
         canvas=(train.size, train.size),
@@ -63,7 +64,7 @@ def extract(
         if left:
             _ = extractor.random
         own = ranks.share(left)
-        for class_id in track(own, "extracting", len(own)):
+        for class_id in track(own, lambda i: f"extracting {train.classes[i]}", len(own)):
             writer.write(extractor.extract(class_id), train.load)
         ranks.gather(None)  # until each has written its classes
         with ranks.first_alone():
@@ -116,10 +117,8 @@ def stitch(
             )
         names = store.header.classes
         if found is None or force:
-            parts = stitching.stitch_all(store, train, config, seed)
-            store.write_stitched(
-                track(parts, "stitching", len(names)), len(names) * config.per_class, about
-            )
+            parts = stitching.stitch_all(store, train, config, seed, track)
+            store.write_stitched(parts, len(names) * config.per_class, about)
     return _stitched(store, config)
 
 

@@ -67,8 +67,7 @@ def prune(
             "like": task.like and task.like.masks,
         }
         job = pruning.Job(task.criterion, task.model, batches, cross_entropy, seed, knobs)
-        rounds = track(pruning.rounds(job, plan, path, about), "pruning", plan.rounds)
-        kept = deque(rounds, maxlen=1).pop()
+        kept = deque(pruning.rounds(job, plan, path, about, track), maxlen=1).pop()
         about["parameters"] = sum(value.numel() for value in task.model.parameters())
         about |= _paths(task.model, kept, _image(workspace))
         kept = replace(kept, about=about)

@@ -58,7 +58,7 @@ def compare(study: Study, *, force: bool = False, track: Track = untracked) -> N
     results = Results(study)
     ways = [(c, m) for c in dict.fromkeys(study.config.criterion) for m in study.materials]
     todo = [(*way, control) for way in ways for control in SCORED]
-    for criterion, material, control in track(todo, "scoring controls", len(todo)):
+    for criterion, material, control in track(todo, _label, len(todo)):
         original = _mask(study, criterion, material, SCORED[0], force and control is SCORED[0])
         mask = _mask(study, criterion, material, control, force and control is not SCORED[0])
         _put(results, (criterion, material, control.name), original, mask)
@@ -69,6 +69,11 @@ def compare(study: Study, *, force: bool = False, track: Track = untracked) -> N
         for pair in combinations(study.materials, 2):
             first, second = (_mask(study, criterion, kind, SCORED[0], False) for kind in pair)
             results.put("materials", "/".join((criterion, *pair)), asdict(overlap(first, second)))
+
+
+def _label(way: tuple[str, str, Control]) -> str:
+    criterion, material, control = way
+    return f"scoring {criterion}/{material}/{control.name}"
 
 
 def _put(results: Results, key: tuple[str, str, str], original: MaskSet, mask: MaskSet) -> None:

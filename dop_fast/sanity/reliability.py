@@ -78,7 +78,7 @@ def measure(study: Study, *, force: bool = False, track: Track = untracked) -> l
         seed = derive(study.seed, "split", split)
         return halve(study.train, study.store, seed, stitched=sizes[-1])
 
-    for cell in track(todo, "scoring halves", len(todo)):
+    for cell in track(todo, lambda cell: f"scoring halves: {cell.key(classes)}", len(todo)):
         way = cell.material, cell.split
         if way in ends and cell.per_class >= ends[way][0]:
             continue

@@ -172,7 +172,7 @@ def run(
         with claim:
             try:
                 if claim.key != cell.key:
-                    yield from _prepare(book, book.origin(cell), device)
+                    yield from _prepare(book, book.origin(cell), device, track)
                     continue
                 place = 1 + sum(book.run(other) is not None for other in book.cells)
                 yield f"{place} of {len(book.cells)}: {cell.run}"
@@ -236,7 +236,7 @@ def _do(
 ) -> Generator[str | Epoch, None, bool]:
     """Prune and train one cell; return False where it was taken over by another process."""
     space = book.workspace(cell.row)
-    mask = (cell.mask, _prune(book, cell, device)) if cell.row else None
+    mask = (cell.mask, _prune(book, cell, device, track)) if cell.row else None
     folder = pipeline.run_folder(space, cell.mask, cell.run, cell.seed)
     epochs = pipeline.finetune(
         space, book.sweep.finetune, mask, folder, cell.seed, device, track=track,
@@ -250,23 +250,25 @@ def _do(
     return True
 
 
-def _prune(book: Book, cell: Cell, device: torch.device) -> MaskSet:
+def _prune(book: Book, cell: Cell, device: torch.device, track: Track) -> MaskSet:
     assert cell.row is not None  # dense has no mask
     config = replace(cell.row.pruning(cell.sparsity), like=cell.like)
     space = book.workspace(cell.row)
-    return pipeline.prune(space, config, cell.seed, device, name=cell.mask)[1]
+    return pipeline.prune(space, config, cell.seed, device, name=cell.mask, track=track)[1]
 
 
-def _prepare(book: Book, cell: Cell, device: torch.device) -> Generator[str, None, None]:
+def _prepare(
+    book: Book, cell: Cell, device: torch.device, track: Track
+) -> Generator[str, None, None]:
     """Make what others need of a cell: its stitched patches, and if they are there, its mask."""
     if book.lacks(cell):
-        yield from _stitch(book, cell.row)
+        yield from _stitch(book, cell.row, track)
     else:
         yield f"prune: {cell.mask}"
-        _prune(book, cell, device)
+        _prune(book, cell, device, track)
 
 
-def _stitch(book: Book, row: Row | None) -> Generator[str, None, None]:
+def _stitch(book: Book, row: Row | None, track: Track) -> Generator[str, None, None]:
     """Make a row's own stitched patches, in a copy of the store."""
     assert row is not None and row.stitch is not None  # else it lacks nothing
     source, space = book.space.patches, book.workspace(row)
@@ -280,5 +282,5 @@ def _stitch(book: Book, row: Row | None) -> Generator[str, None, None]:
     partial = replace(space, store=f"{space.store}.partial")
     shutil.rmtree(partial.patches, ignore_errors=True)
     shutil.copytree(source, partial.patches, ignore=shutil.ignore_patterns("stitched*"))
-    pipeline.stitch(partial, row.stitch, book.space.seed)
+    pipeline.stitch(partial, row.stitch, book.space.seed, track=track)
     Path(partial.patches).rename(space.patches)

@@ -40,11 +40,16 @@ def evaluate(
 
 
 def measure(
-    model: nn.Module, pixels: Pixels, data: DataConfig, batch_size: int, amp: str
+    model: nn.Module,
+    pixels: Pixels,
+    data: DataConfig,
+    batch_size: int,
+    amp: str,
+    label: str = "validation",
 ) -> Accuracy:
     """Measure a model that is on the device of `pixels`, on the images that can be read.
 
-    Ranks share the images.
+    Ranks share the images. `label` is what `pixels.track` shows.
     """
     was_training = model.training
     model.eval()
@@ -53,7 +58,7 @@ def measure(
     sums: list[Tensor] = []  # on the device: reading each would wait for it
     count = 0
     with torch.no_grad(), autocast(pixels.device, dtype):
-        for index, part in pixels.batches(chunks):
+        for index, part in pixels.track(pixels.batches(chunks), label, len(chunks)):
             logits = model(normalise(part, data.mean, data.std)).float()
             sums.append(_sums(logits, pixels.labels(index)))
             count += len(index)

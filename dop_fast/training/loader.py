@@ -15,7 +15,7 @@ from dop_fast import ranks, seeding
 from dop_fast.errors import DataError, DopFastError
 from dop_fast.images import ImageSet
 from dop_fast.training import augment
-from dop_fast.types import Array
+from dop_fast.types import Array, Track, untracked
 
 HOLD_BYTES = 2**30
 MOST_READERS = 16
@@ -41,6 +41,7 @@ class Pixels:
     workers: int
     device: torch.device
     unreadable: dict[int, DataError] = field(default_factory=dict)
+    track: Track = untracked
 
     @cached_property
     def held(self) -> Tensor | None:
@@ -49,7 +50,9 @@ class Pixels:
         if count * size * size * 3 > HOLD_BYTES:
             return None
         held = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.device)
-        for index, part in self.fetch(self.images.attempt, split(np.arange(count), CHUNK)):
+        chunks = split(np.arange(count), CHUNK)
+        parts = self.fetch(self.images.attempt, chunks)
+        for index, part in self.track(parts, "reading images", len(chunks)):
             held[self.send(index)] = part
         return held
 

@@ -105,14 +105,14 @@ def fit(
     A training that was interrupted in `folder` goes on after its last epoch, on one CPU exactly
     as if it had not been interrupted; epochs of before are yielded again. Weights that `masks`
     removes are zero after every step, and so is their momentum. `about` is kept with the final
-    weights, see `models.save_weights`; `track` sees every step. Ranks share each batch, and the
+    weights, see `models.save_weights`; `track` sees every batch. Ranks share each batch, and the
     first one writes. Raises ModelError where the loss stops being finite, DataError where too many
     images are unreadable, StoreError where the folder holds another training or the disk is full,
     RankError where ranks come to different weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = _Trainer(model, data, config, masks, seed, device)
+    trainer = _Trainer(model, data, config, masks, seed, device, track)
     checkpoint = Checkpoint(folder, _identity(data, config, masks, seed, about))
     saved = checkpoint.read()
     ranks.same(lambda: saved and saved.epochs, "the checkpoints")
@@ -121,7 +121,7 @@ def fit(
     publish(epochs)
     yield from epochs
     while len(epochs) < config.epochs:
-        epochs.append(trainer.epoch(len(epochs) + 1, track))
+        epochs.append(trainer.epoch(len(epochs) + 1))
         rows = [_row(epoch) for epoch in epochs]
         saved = Saved(trainer.state.tensors(), rows, trainer.unreadable())
         ranks.same(partial(models.fingerprint, saved.tensors), "the weights")
@@ -171,11 +171,12 @@ class _Trainer:
         masks: MaskSet | None,
         seed: int,
         device: torch.device,
+        track: Track,
     ) -> None:
         self.data, self.config = data.config, config
-        self.seed, self.device = seed, device
-        self.train = Pixels(data.train, config.workers, device)
-        self.val = Pixels(data.val, config.workers, device)
+        self.seed, self.device, self.track = seed, device, track
+        self.train = Pixels(data.train, config.workers, device, track=track)
+        self.val = Pixels(data.val, config.workers, device, track=track)
         step, average = Step(model, data.config, config, masks), None
         if config.ema:
             decay = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
@@ -202,17 +203,17 @@ class _Trainer:
         ]
         return list(dict.fromkeys([*self.found_before, *found]))
 
-    def epoch(self, number: int, track: Track) -> Epoch:
+    def epoch(self, number: int) -> Epoch:
         """Train for an epoch, from 1, and measure."""
-        start = time.perf_counter()
-        loss, lr, count = self._train(number, track)
+        start, label = time.perf_counter(), f"epoch {number}/{self.config.epochs}"
+        loss, lr, count = self._train(number, label)
         train_s = time.perf_counter() - start
-        found = self._measure(self.state.model)
+        found = self._measure(self.state.model, f"{label}, validation")
         if not math.isfinite(found.loss):
             raise _diverged(found.loss, f"the end of epoch {number}", lr, number)
         averaged = {}
         if self.state.average:
-            ema = self._measure(self.state.average.module)
+            ema = self._measure(self.state.average.module, f"{label}, average")
             averaged = {"ema_top1": ema.top1, "ema_top5": ema.top5, "ema_loss": ema.loss}
         return Epoch(
             epoch=number,
@@ -227,7 +228,7 @@ class _Trainer:
             **averaged,
         )
 
-    def _train(self, number: int, track: Track) -> tuple[float, float, int]:
+    def _train(self, number: int, label: str) -> tuple[float, float, int]:
         """Return the epoch's mean loss, its last learning rate and how many images it saw."""
         config, state = self.config, self.state
         chunks = training_order(len(self.train.images), config.batch_size, self.seed, number)
@@ -241,7 +242,7 @@ class _Trainer:
         sizes: list[float] = []
         state.model.train()
         with _seeded(seeding.derive(self.seed, "train", number, ranks.here().rank), self.device):
-            for pixels, labels in track(batches, f"epoch {number}/{config.epochs}", len(chunks)):
+            for pixels, labels in self.track(batches, label, len(chunks)):
                 size = float(ranks.mean(torch.tensor(float(len(labels)))))
                 if not size:  # nothing of it can be read
                     continue
@@ -260,8 +261,9 @@ class _Trainer:
                 ranks.level(network)
         return loss, rates[-1], round(sum(sizes) * ranks.here().count)
 
-    def _measure(self, model: nn.Module) -> Accuracy:
-        return measure(model, self.val, self.data, self.config.batch_size, self.config.amp)
+    def _measure(self, model: nn.Module, label: str) -> Accuracy:
+        config = self.config
+        return measure(model, self.val, self.data, config.batch_size, config.amp, label)
 
 
 def _row(epoch: Epoch) -> dict[str, Any]:
