@@ -25,6 +25,8 @@ T = TypeVar("T")
 Body = Callable[..., "Outcome"]
 
 INTERRUPTED = 130
+ENVIRONMENT = "DOPFAST"
+"""What the names of variables begin with; then come the command and the option."""
 BARS = "dopfast.bars"
 """Key of `Context.meta`: what draws progress, where anything does."""
 SOURCES = "dopfast.sources"
@@ -181,7 +183,7 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
         options = [
             Option(
                 ["-w", "--workspace"], type=click.Path(path_type=Path), default=".",
-                envvar="DOPFAST_WORKSPACE", show_default=True, is_eager=True,
+                envvar=f"{ENVIRONMENT}_WORKSPACE", show_default=True, is_eager=True,
                 callback=_open_workspace, help="folder with dopfast.toml", panel="Workspace",
             ),
             Option(["--seed"], type=click.INT, panel="Reproducibility",
@@ -377,10 +379,16 @@ def failures(argv: list[str]) -> Iterator[None]:
         sys.exit(1)
 
 
+def _asks_json(argv: list[str]) -> bool:
+    """Return whether JSON is asked for, of a command line that may not be one."""
+    name = f"{ENVIRONMENT}_{argv[0].upper()}_JSON" if argv else ""
+    return "--json" in argv or bool(click.BOOL.str_to_bool(os.environ.get(name, "")))
+
+
 def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:
     if not _ranks.tells_failure():
         return
-    if "--json" in argv:
+    if _asks_json(argv):
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
         return
     click.echo(_style("error: ", fg="red", bold=True) + message, err=True)

@@ -8,7 +8,7 @@ import warnings
 import click
 
 from dop_fast import __version__
-from dop_fast.cli._click import failures
+from dop_fast.cli._click import ENVIRONMENT, failures
 
 COMMANDS = (
     "init", "train", "extract", "stitch", "prune", "finetune", "sweep", "sanity", "report", "show",
@@ -40,7 +40,7 @@ class Pipeline(click.Group):
 
 @click.group(
     cls=Pipeline,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DOPFAST"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": ENVIRONMENT},
 )
 @click.version_option(__version__, prog_name="dopfast")
 def dopfast() -> None:

@@ -201,6 +201,23 @@ def test_a_failure_is_one_json_object_where_json_is_asked(
     assert code == 2 and "sparcity" in error["message"] and "sparsity" in error["hint"]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_failure_is_a_json_object_where_the_environment_asks_for_json(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, as_json in (("1", True), ("true", True), ("0", False), ("", False)):
+        monkeypatch.setenv(f"DOPFAST_{name}_JSON".upper(), given)
+        told = run(name, "--no-such-option")
+        assert told.code == 2 and (not told.err if as_json else not told.out)
+        if as_json:
+            assert json.loads(told.out)["error"]["kind"] == "usage"
+    monkeypatch.setenv(f"DOPFAST_{name}_JSON".upper(), "1")
+    if name in IN_WORKSPACE:
+        told = run(name, *ARGUMENTS.get(name, []))
+        assert "dopfast init" in json.loads(told.out)["error"]["hint"]
+
+
 @pytest.mark.parametrize("name", ["init", "demo"])
 def test_a_command_that_makes_a_workspace_fails_in_json_too(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dop_fast.cli._click import Option, Outcome, command
+from dop_fast.cli._click import ENVIRONMENT, Option, Outcome, command
 
 
 @command(
@@ -50,7 +50,7 @@ from dop_fast.cli._click import Option, Outcome, command
     type=click.Path(path_type=Path),
     default=".",
     show_default=True,
-    envvar="DOPFAST_WORKSPACE",
+    envvar=f"{ENVIRONMENT}_WORKSPACE",
     cls=Option,
     panel="Workspace",
     help="folder to make it in",
