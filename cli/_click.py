@@ -1,4 +1,4 @@
-"""The only Click plumbing: options made from settings, panels, errors, output, progress."""
+"""The only Click plumbing: options made from settings, panels, errors, output."""
 
 import dataclasses
 import errno
@@ -9,26 +9,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from dop_fast.cli import _ranks
+from dop_fast.cli._progress import log, progress
 from dop_fast.errors import ConfigError, DopFastError, nearest
 from dop_fast.settings import StageConfig, span
 from dop_fast.workspace import Workspace, load
 
-if TYPE_CHECKING:
-    from dop_fast.cli._bar import Bars
-
-T = TypeVar("T")
 Body = Callable[..., "Outcome"]
 
 INTERRUPTED = 130
 ENVIRONMENT = "DOPFAST"
 """What the names of variables begin with; then come the command and the option."""
-BARS = "dopfast.bars"
-"""Key of `Context.meta`: what draws progress, where anything does."""
 SOURCES = "dopfast.sources"
 """Key of `Context.meta`: where defaults come from that are not those of dopfast.toml."""
 LAST_PANELS = ("Workspace", "Reproducibility", "Compute", "Output")
@@ -206,6 +201,12 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
         Option(["--dry-run"], is_flag=True, help=f"show {shown}, then stop", panel="Output"),
         Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
         Option(["-q", "--quiet"], is_flag=True, help="print results only", panel="Output"),
+        Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            panel="Output",
+            help="log each step on stderr, with its time",
+        ),
     ]
 
 
@@ -228,16 +229,20 @@ def command(
         def run(**values: Any) -> None:
             ctx = click.get_current_context()
             as_json, quiet = values.pop("json"), values.pop("quiet")
+            verbose = values.pop("verbose")
             if not preview and values.pop("dry_run"):
                 if _ranks.first():
                     _show_values(ctx, as_json)
                 return
-            with _ranks.meeting(ranks, values.get("device", "auto")) as takes_part:
+            device = values.get("device", "cpu")
+            with _ranks.meeting(ranks, device) as takes_part:
                 if not takes_part:
                     return
                 if workspace:
                     values = _with_call(ctx, values)
-                with progress(ctx, quiet):
+                with progress(ctx, quiet=quiet, verbose=verbose):
+                    if verbose:
+                        log(_machine(device))
                     outcome = body(**values)
                 if _ranks.first():
                     _show(ctx, outcome, as_json=as_json, quiet=quiet)
@@ -254,6 +259,15 @@ def command(
         )
 
     return decorate
+
+
+def _machine(device: str) -> str:
+    """Return what a command computes on."""
+    import torch
+
+    from dop_fast import pipeline
+
+    return f"device {pipeline.device_of(device)}, threads {torch.get_num_threads()}"
 
 
 def _with_call(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
@@ -283,7 +297,7 @@ def _show_values(ctx: click.Context, as_json: bool) -> None:
     rows = {
         name: value.root if isinstance(value, Workspace) else value
         for name, value in ctx.params.items()
-        if name not in ("json", "quiet", "dry_run")
+        if name not in ("json", "quiet", "verbose", "dry_run")
     }
     if as_json:
         values = {key: {"value": value, "source": sources[key]} for key, value in rows.items()}
@@ -327,24 +341,6 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[
         rest = "  ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         lines.append(f"{row[0].ljust(widths[0])}  {rest}".rstrip())
     return tuple(lines)
-
-
-def track(items: Iterable[T], label: str | Callable[[T], str], total: int | None) -> Iterator[T]:
-    """Pass `items` on behind a progress bar, where the command draws any."""
-    bars: Bars | None = click.get_current_context().meta.get(BARS)
-    yield from items if bars is None else bars.over(items, label, total)
-
-
-@contextmanager
-def progress(ctx: click.Context, quiet: bool) -> Iterator[None]:
-    """Draw on stderr how far the command is; not where it is piped, nor with --quiet."""
-    if quiet or not sys.stderr.isatty() or not _ranks.first():
-        yield
-        return
-    from dop_fast.cli._bar import Bars
-
-    with Bars(ctx.info_name or "") as ctx.meta[BARS]:
-        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from small_space import Run
+from small_space import Run, begin
 
 from dop_fast import criteria, recipes
 from dop_fast.cli._bar import Bars, Count, Rate, Time
-from dop_fast.cli._click import BARS, progress, track
+from dop_fast.cli._progress import BARS, progress, track
 from dop_fast.cli.main import COMMANDS, dopfast
 from dop_fast.config import MATERIALS
 from dop_fast.workspace import STAGES
@@ -255,6 +256,24 @@ def test_a_quiet_command_prints_its_result_alone(
     assert "wrote" in loud.err and "wrote" not in quiet.err and "next" not in quiet.err
 
 
+def test_a_verbose_command_logs_each_step_with_its_time(
+    run: Run, tmp_path: Path, tiny_images: Path
+) -> None:
+    begin(tmp_path, tiny_images)
+    assert run("train", "-w", tmp_path, "-q").code == 0
+    told = run("extract", "-w", tmp_path, "-v", "--device", "cpu")
+    logged = re.findall(r"^ *[\d.]+ s  (.*)$", told.err, re.MULTILINE)
+    steps = [
+        f"{work} {name}"
+        for work in ("random segments:", "extracting")
+        for name in ("blue", "green", "red")
+    ]
+    assert logged == ["device cpu, threads 1", *steps, "done"]
+    again = run("extract", "-w", tmp_path)
+    assert again.out == told.out and " s  " not in again.err
+    assert not run("extract", "-w", tmp_path, "-v", "-q").err.count(" s  ")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -271,7 +290,7 @@ def test_bars_are_drawn_on_a_terminal_alone(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", stream())
     ctx = click.Context(click.Command("any"), info_name="waits")
-    with ctx.scope(), progress(ctx, quiet):
+    with ctx.scope(), progress(ctx, quiet=quiet, verbose=False):
         for outer in track([1, 2], lambda number: f"class {number}", 2):
             for inner in track(iter("abc"), f"epoch {outer}", 3):
                 if drawn and inner == "c":  # else it is drawn ten times a second

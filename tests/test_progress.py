@@ -10,6 +10,7 @@ import pytest
 from small_space import Run, begin
 
 from dop_fast.cli import _click
+from dop_fast.cli._progress import BARS
 
 CLASSES = ("blue", "green", "red")
 
@@ -36,8 +37,8 @@ def shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple
         seen = Seen()
 
         @contextmanager
-        def progress(ctx: click.Context, quiet: bool) -> Iterator[None]:
-            ctx.meta[_click.BARS] = seen
+        def progress(ctx: click.Context, **how: bool) -> Iterator[None]:
+            ctx.meta[BARS] = seen
             yield
 
         monkeypatch.setattr(_click, "progress", progress)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from dop_fast.cli._click import Option, Outcome, command, table, track
+from dop_fast.cli._click import Option, Outcome, command, table
+from dop_fast.cli._progress import track
 
 
 @command("dopfast demo", workspace=False)

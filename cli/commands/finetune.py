@@ -2,7 +2,8 @@
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, settings, track
+from dop_fast.cli._click import Call, Option, Outcome, command, settings
+from dop_fast.cli._progress import track
 from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from dop_fast.cli._click import ENVIRONMENT, Option, Outcome, command
+from dop_fast.cli._progress import without_bars
 
 
 @command(
@@ -63,6 +64,8 @@ def init(workspace: Path, **values: Any) -> Outcome:
     from dop_fast import pipeline
     from dop_fast.concepts import FEWEST_IMAGES
 
+    if not Path(values["data"]).expanduser().exists() or "=" in values["teacher"]:
+        without_bars()  # what is downloaded shows its own
     made, train, val = pipeline.init(workspace, **values)
     names = ", ".join(train.classes[:8]) + (", ..." if len(train.classes) > 8 else "")
     lines = (

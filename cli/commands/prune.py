@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dop_fast import criteria
-from dop_fast.cli._click import Call, Option, Outcome, command, settings, table, track
+from dop_fast.cli._click import Call, Option, Outcome, command, settings, table
+from dop_fast.cli._progress import track
 from dop_fast.config import PruneConfig
 
 if TYPE_CHECKING:

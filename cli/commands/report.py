@@ -1,6 +1,7 @@
 """`dopfast report`: everything on one page."""
 
-from dop_fast.cli._click import Call, Outcome, command, track
+from dop_fast.cli._click import Call, Outcome, command
+from dop_fast.cli._progress import track
 
 
 @command("dopfast report", compute=False)

@@ -2,7 +2,8 @@
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, settings, table, track
+from dop_fast.cli._click import Call, Option, Outcome, command, settings, table
+from dop_fast.cli._progress import track
 from dop_fast.config import SanityConfig
 
 

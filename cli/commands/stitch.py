@@ -1,6 +1,7 @@
 """`dopfast stitch`: Super Stitching."""
 
-from dop_fast.cli._click import Call, Outcome, command, settings, table, track
+from dop_fast.cli._click import Call, Outcome, command, settings, table
+from dop_fast.cli._progress import track
 from dop_fast.config import StitchConfig
 
 

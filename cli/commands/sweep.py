@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, table, track
+from dop_fast.cli._click import Call, Option, Outcome, command, table
+from dop_fast.cli._progress import track
 
 if TYPE_CHECKING:
     from dop_fast.sweep import Book

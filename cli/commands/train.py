@@ -1,6 +1,7 @@
 """`dopfast train`: a dense teacher."""
 
-from dop_fast.cli._click import Call, Outcome, command, settings, track
+from dop_fast.cli._click import Call, Outcome, command, settings
+from dop_fast.cli._progress import track
 from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
 

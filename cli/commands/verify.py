@@ -2,7 +2,8 @@
 
 from collections import Counter
 
-from dop_fast.cli._click import Call, Outcome, command, table, track
+from dop_fast.cli._click import Call, Outcome, command, table
+from dop_fast.cli._progress import track
 
 NAMED = 5  # damaged files that are named before the rest is counted
 
