@@ -1,6 +1,6 @@
 """Contact sheets hold the pixels of the right segment at the right place."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,14 @@ SIZE, SIDE, STEP = 16, sheets.FILM.side, sheets.FILM.side + tiles.GAP
 LEFT, TOP = sheets.MARGIN + sheets.LABEL, sheets.TITLE
 
 
+@dataclass(frozen=True)
 class _Plain:
     """Images of one colour each: their index in every channel."""
 
+    size: int = SIZE
+
     def load(self, index: np.ndarray) -> np.ndarray:
-        return np.stack([np.full((SIZE, SIZE, 3), i, np.uint8) for i in index])
+        return np.stack([np.full((self.size, self.size, 3), i, np.uint8) for i in index])
 
 
 @pytest.fixture

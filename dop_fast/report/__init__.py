@@ -1,6 +1,6 @@
 """The report: one HTML page of a whole workspace that opens from disk, on a phone too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,11 @@ def write(workspace: Workspace, track: Track = untracked) -> Path:
     except DataError:
         train = None
     page = build(workspace, store, train, finished_runs(workspace.runs), found, track=track)
-    disk.write(workspace.report, page.encode(errors="replace"))  # a name of bytes that are no text
+    with (
+        disk.replacing(workspace.report, 0) as partial,
+        partial.open("w", encoding="utf-8", errors="replace", newline="\n") as file,
+    ):  # errors: a name of bytes that are no text
+        file.writelines(page)
     return workspace.report
 
 
@@ -43,8 +47,10 @@ def build(
     kept: Mapping[str, MaskSet],
     *,
     track: Track = untracked,
-) -> str:
-    """Return the page as HTML; what was not made yet is said with the command that makes it.
+) -> Iterator[str]:
+    """Return the page as HTML, in pieces: a thousand classes' pictures are never all in memory.
+
+    What was not made yet is said with the command that makes it.
 
     `runs` are finished ones, `kept` are masks by name. The concepts' pictures come from `train`;
     they are left out where it is None or not the images that `store` was extracted from.
@@ -85,7 +91,7 @@ def build(
         "overlaps": table.overlaps(kept, made),
         **_compared(results, look),
     }
-    return _environment().get_template("report.html").render(content)
+    return _environment().get_template("report.html").generate(content)
 
 
 def _compared(results: Sequence[table.Result], look: plots.Styles) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Small pictures of segments: in place on grey, and outlined in the photograph they come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -56,15 +56,25 @@ def grid(rows: list[list[Image.Image]], gap: int = GAP) -> Image.Image:
 def film(
     found: ClassConcepts, concept: Concept, sources: ImageSet, fill: int, layout: Film
 ) -> Image.Image:
-    """Return a concept as in the paper's Figure 2: segments above, their photographs below."""
+    """Return a concept as in the paper's Figure 2: segments above, their photographs below.
+
+    Photographs are decoded no larger than a tile, which is most of what a page takes.
+    """
+    small = replace(sources, size=min(layout.side, sources.size))
     segments, photographs = dop.with_sources(
-        found.segments.select(concept.members[: layout.count]), sources.load
+        found.segments.select(concept.members[: layout.count]), small.load
     )
-    label = np.full(len(segments), found.class_id)
-    patches = dop.render(segments, photographs.__getitem__, fill, label)
-    above = [fit(pixels, layout.side) for pixels in patches.pixels]
-    below = [
-        outlined(photographs[image], mask, layout.side)
-        for image, mask in zip(segments.image, patches.valid, strict=True)
-    ]
+    above, below = [], []
+    for i, image in enumerate(segments.image):
+        region = np.zeros(segments.canvas, np.float32)
+        top, left, bottom, right = segments.box[i]
+        region[top:bottom, left:right] = segments.mask(i)
+        above.append(fit(_on_fill(photographs[image], region, fill), layout.side))
+        below.append(outlined(photographs[image], region, layout.side))
     return grid([above, below])
+
+
+def _on_fill(pixels: Array, region: Array, fill: int) -> Array:
+    """Return the region alone, of whatever size it is, in place on the fill."""
+    share = cv2.resize(region, pixels.shape[:2], interpolation=cv2.INTER_AREA)[..., None]
+    return np.asarray(np.round(fill + share * (pixels - np.float32(fill))), np.uint8)
