@@ -195,7 +195,13 @@ def test_settings_off_their_defaults_are_told_with_the_defaults(space: Workspace
     assert changed["stitch", "sigma"] == ("0.5", "0.75")
     assert changed["finetune", "epochs"] == ("2", "120")
     assert ("extract", "compactness") in {(row.stage, row.name) for row in rows}
-    assert ("data", "path") not in changed  # it has its own place
+    assert ("data", "path") not in {(row.stage, row.name) for row in rows}  # it has its own place
+
+
+def test_of_many_values_of_a_setting_some_are_shown(space: Workspace) -> None:
+    asked = [({"epochs": epochs}, {}) for epochs in range(1, 10)]
+    rows = facts.settings(space, {"finetune": asked})
+    assert "1 / 2 / 3 / 4 / 5 and 4 more" in {row.value for row in rows}
 
 
 def test_without_its_images_the_page_has_their_numbers_alone(space: Workspace) -> None:
@@ -277,6 +283,21 @@ def test_an_axis_has_round_ticks_around_its_values(values: list[float], ticks: l
     assert axis.at(max(values)) <= 1 + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("last", "ticks"),
+    [(3, "1 2 3"), (12, "1 5 10 12"), (20, "1 5 10 15 20"), (162, "1 50 100 162")],
+)
+def test_an_axis_of_epochs_ends_with_the_last_and_labels_keep_apart(last: int, ticks: str) -> None:
+    axis = charts.whole_axis(1, last, "epoch")
+    assert " ".join(label for _, label in axis.ticks) == ticks
+
+
+def test_no_label_touches_the_one_before_it() -> None:
+    near = charts.Axis(0, 1, [(0, "0.00"), (0.01, "0.01"), (1, "1.00")])
+    chart = charts.lines([charts.Line("a", "s0", [0, 1], [0, 1])], near, near, "")
+    assert re.findall(r'class="x" [^>]*>([\d.]+)<', chart) == ["0.00", "1.00"]
+
+
 def test_what_a_run_asked_for_is_told_rather_than_the_settings_file(space: Workspace) -> None:
     edited = replace(space, stages={"finetune": {"epochs": 99}})
     done = runs.finished_runs(space.runs)
@@ -285,13 +306,15 @@ def test_what_a_run_asked_for_is_told_rather_than_the_settings_file(space: Works
         assert {(row.stage, row.name): row.value for row in rows}["finetune", "epochs"] == epochs
 
 
-def test_an_unfinished_run_is_left_out(tmp_path: Path, tiny_images: Path) -> None:
+def test_an_unfinished_run_is_named_and_left_out(tmp_path: Path, tiny_images: Path) -> None:
     made = empty(tmp_path, tiny_images)
     write_run(made, "half", ("grasp", "images", 0.9, 0), 0.5)
     manifest = made.runs / "half" / runs.MANIFEST
     content = json.loads(manifest.read_text(encoding="utf-8"))
     manifest.write_text(json.dumps({**content, "finished": None, "result": {}}), encoding="utf-8")
-    assert "50.00" not in Page(report.write(made).read_text(encoding="utf-8")).text
+    page = Page(report.write(made).read_text(encoding="utf-8"))
+    assert "50.00" not in page.text
+    assert "Left out, not finished: half." in page.text
 
 
 def test_effective_sparsity_counts_what_is_kept_without_a_path(page: Page) -> None:

@@ -1,5 +1,6 @@
 """The report in a real browser, as a person sees it: from disk, with no network."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -45,6 +46,12 @@ while (walker.nextNode()) {
   found.push([text, (Math.max(back, front) + .05) / (Math.min(back, front) + .05)]);
 }
 return found;
+"""
+
+
+NAMELESS = """
+img:not([alt]), img[alt=''], svg:not([role=img], [aria-hidden]), svg[role=img]:not([aria-label]),
+th:not([scope]), th:empty, input:not([aria-label])
 """
 
 
@@ -159,3 +166,43 @@ def test_all_text_stands_out_from_what_is_behind_it(page: webdriver.Chrome, them
     ratios = page.execute_script(CONTRASTS)
     assert len(ratios) > 200
     assert [(text, ratio) for text, ratio in ratios if ratio < READABLE] == []
+
+
+@pytest.mark.parametrize("width", [320, 400])
+def test_a_long_name_leaves_room_for_its_numbers(page: webdriver.Chrome, width: int) -> None:
+    look(page, width, "light")
+    shares = page.execute_script("""
+      const names = [...document.querySelectorAll("table:not(.settings) th[scope=row]")];
+      for (const name of names) name.textContent = "a-way-of-pruning ".repeat(9);
+      const room = (name) => name.closest(".scroll").offsetWidth;
+      const wide = names.filter((name) => name.closest("table").offsetWidth > room(name));
+      return wide.map((name) => name.offsetWidth / room(name));
+    """)
+    assert shares
+    assert max(shares) < 0.55
+
+
+def test_a_screen_reader_finds_names_and_headings_in_order(page: webdriver.Chrome) -> None:
+    look(page, 1280, "light")
+    assert page.find_elements(By.CSS_SELECTOR, NAMELESS) == []
+    found = page.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4")
+    levels = [int(heading.tag_name[1]) for heading in found]
+    assert levels.count(1) == 1 and levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_focus_is_seen(page: webdriver.Chrome) -> None:
+    look(page, 1280, "light")
+    for selector in ("nav a", "summary", "#filter"):
+        page.execute_script("document.querySelector(arguments[0]).focus()", selector)
+        page.switch_to.active_element.send_keys(Keys.SHIFT)  # as from a keyboard
+        outline = page.switch_to.active_element.value_of_css_property("outline")
+        assert "solid 2px" in outline, selector
+
+
+def test_nothing_moves_by_itself_where_that_is_asked_for(page: webdriver.Chrome) -> None:
+    for wish, wanted in (("reduce", "auto"), ("no-preference", "smooth")):
+        motion = {"name": "prefers-reduced-motion", "value": wish}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [motion]})
+        root = page.find_element(By.TAG_NAME, "html")
+        assert root.value_of_css_property("scroll-behavior") == wanted

@@ -76,6 +76,7 @@ def build(
         "inputs": facts.inputs(store, train),
         "version": __version__,
         "results": results,
+        "unfinished": facts.unfinished(workspace, runs),
         "store": store,
         "pictures": same,
         "classes": classes,
@@ -84,6 +85,7 @@ def build(
         "look": look,
         "colours": {ways.key(way): css for way, css in look.items()},
         "studies": studies,
+        "counts": reliability.COUNTS,
         "curves": plots.curves(results, look),
         "masks": masked,
         "effective": layers.effective(masked),
@@ -116,5 +118,5 @@ def _environment() -> jinja2.Environment:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(p_text=gallery.p_text, duration=facts.duration)
+    environment.filters.update(p_text=gallery.p_text, duration=facts.duration, way_key=ways.key)
     return environment

@@ -9,6 +9,8 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 236
 LEFT, RIGHT, TOP, BOTTOM = 38, 16, 24, 38
+DIGIT = 7.5
+"""Width of a character, as far as it can be known here."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def whole_axis(low: int, high: int, title: str) -> Axis:
     """Return an axis of whole numbers that ends where they end."""
     high = max(high, low + 1)
     step = max(1, round(_round_step(high - low)))
-    ticks = [(i, str(i)) for i in range(low, high + 1) if i % step == 0 or i == low]
+    clear = (high - low) / 10  # of the labels at both ends
+    within = [i for i in range(low, high) if i % step == 0 and low + clear <= i <= high - clear]
+    ticks = [(i, str(i)) for i in (low, *within, high)]
     return Axis(low, high, ticks, title)
 
 
@@ -102,11 +106,13 @@ class _Canvas:
             self.parts.append(
                 f'<text class="y" x="{LEFT - 7}" y="{y + 4:.1f}">{escape(label)}</text>'
             )
+        free = 0.0
         for value, label in self.x_axis.ticks:
-            y = HEIGHT - BOTTOM + 17
-            self.parts.append(
-                f'<text class="x" x="{self.x(value):.1f}" y="{y}">{escape(label)}</text>'
-            )
+            x, y, half = self.x(value), HEIGHT - BOTTOM + 17, DIGIT * len(label) / 2
+            if x - half < free:  # it would touch the label before it
+                continue
+            free = x + half + DIGIT
+            self.parts.append(f'<text class="x" x="{x:.1f}" y="{y}">{escape(label)}</text>')
         x_title, y_title = escape(self.x_axis.title), escape(self.y_axis.title)
         middle = (LEFT + WIDTH - RIGHT) / 2
         self.parts.append(f'<text class="x title" x="{middle}" y="{HEIGHT - 4}">{x_title}</text>')
@@ -132,7 +138,8 @@ def _line(canvas: _Canvas, line: Line) -> str:
     parts = [f'<path class="line" d="{path}"/>']
     for (x, _), mean, half in zip(points, line.y, line.half, strict=False):
         if not math.isnan(half):
-            ends = f"{canvas.y(mean - half):.1f}V{canvas.y(mean + half):.1f}"
+            bottom = max(mean - half, canvas.y_axis.low)  # cut where the plot ends
+            ends = f"{canvas.y(bottom):.1f}V{canvas.y(min(mean + half, canvas.y_axis.high)):.1f}"
             parts.append(f'<path class="bar" d="M{x:.1f} {ends}"/>')
     for i, (x, y) in enumerate(points):
         hollow = bool(line.hollow) and line.hollow[i]

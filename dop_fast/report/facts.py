@@ -1,14 +1,13 @@
 """What the page says of how it came about: data, networks, settings, times, what is left."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.report.table import Result
-from dop_fast.runs import Run
+from dop_fast.runs import MANIFEST, Run
 from dop_fast.settings import StageConfig
 from dop_fast.stores import PatchStore
 from dop_fast.workspace import STAGES, Workspace
@@ -50,7 +49,8 @@ class Step(NamedTuple):
     makes: str
 
 
-NAMED = 5  # images that are named before the rest is counted
+NAMED = 5  # images, and values of a setting, before the rest is counted
+NOTHING = "\N{EN DASH}"
 TRAIN = Step("dopfast train", "a teacher, unless [teacher] names one")
 EXTRACT = Step("dopfast extract", "the concepts of every class")
 STITCH = Step("dopfast stitch", "patches that cover most of an image")
@@ -140,11 +140,12 @@ def settings(workspace: Workspace, used: Used) -> list[Setting]:
     """
     rows: list[Setting] = []
     for stage, config in (
-        ("data", replace(workspace.data, path="")),  # the path stands above
+        ("data", workspace.data),
         ("teacher", workspace.teacher),
         ("model", workspace.model),
     ):
         rows += _settings(stage, type(config), [(config.to_dict(), {})])
+    rows = [row for row in rows if (row.stage, row.name) != ("data", "path")]  # it stands above
     for stage, kind in STAGES.items():
         planned = _settings(stage, kind, [(workspace.stages.get(stage, {}), {})])
         recorded = used.get(stage)
@@ -162,9 +163,11 @@ def _settings(
     used: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]],
 ) -> Iterator[Setting]:
     for name, default in kind().to_dict().items():
-        values = dict.fromkeys(_plain(given.get(name, default)) for given, _ in used)
+        values = list(dict.fromkeys(_plain(given.get(name, default)) for given, _ in used))
         sources = dict.fromkeys(told[name] for _, told in used if told.get(name))
-        yield Setting(stage, name, " / ".join(values), _plain(default), " / ".join(sources))
+        more = f" and {len(values) - NAMED} more" if len(values) > NAMED + 1 else ""
+        shown = " / ".join(values[:NAMED] if more else values) + more
+        yield Setting(stage, name, shown, _plain(default), " / ".join(sources))
 
 
 def made(runs: Sequence[Run]) -> list[Made]:
@@ -184,6 +187,12 @@ def made(runs: Sequence[Run]) -> list[Made]:
     ]
 
 
+def unfinished(workspace: Workspace, finished: Sequence[Run]) -> list[str]:
+    """Return the names of the runs that are not among those `finished`."""
+    begun = sorted(path.parent.name for path in workspace.runs.glob(f"*/{MANIFEST}"))
+    return [name for name in begun if name not in {run.name for run in finished}]
+
+
 def inputs(store: PatchStore | None, train: ImageSet | None) -> dict[str, str]:
     """Return the marks of what went in: equal marks, equal images and weights."""
     found = {}
@@ -196,10 +205,10 @@ def inputs(store: PatchStore | None, train: ImageSet | None) -> dict[str, str]:
 
 def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "none"
+        return ", ".join(map(_plain, value)) or NOTHING
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value) if value != "" else "none"
+    return str(value) if value != "" else NOTHING
 
 
 def counted(number: int, noun: str) -> str:

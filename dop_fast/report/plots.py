@@ -10,7 +10,8 @@ from dop_fast.report import charts, ways
 from dop_fast.report.table import Comparison, Estimate, Result, sparsity
 
 PALETTE = 8
-"""Colours of the style sheet; further series take them again, dashed."""
+"""Colours of the style sheet; further series take them again, dashed and then dotted."""
+STROKES = ("", " dashed", " dotted")
 PERCENT = 0.01
 
 
@@ -26,11 +27,14 @@ Styles = Mapping[str, str]
 
 
 def styles(names: Iterable[str]) -> dict[str, str]:
-    """Give every name a colour, and a dash after the last colour; dense and teacher have none."""
+    """Give every name a colour and a stroke; dense and teacher have none."""
     given = list(dict.fromkeys(names))
     plain = [name for name in given if name.partition(" (")[0] in ("dense", "teacher")]
     coloured = [name for name in given if name not in plain]
-    made = {name: f"s{i % PALETTE}" + " dashed" * (i >= PALETTE) for i, name in enumerate(coloured)}
+    made = {
+        name: f"s{i % PALETTE}{STROKES[i // PALETTE % len(STROKES)]}"
+        for i, name in enumerate(coloured)
+    }
     return {**made, **dict.fromkeys(plain, "dense")}
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from dop_fast.report import charts
-from dop_fast.report.plots import Panel, Styles, reach
+from dop_fast.report.plots import Panel, Styles
 from dop_fast.report.table import Estimate, estimate
 from dop_fast.report.ways import series
 from dop_fast.sanity import read
@@ -40,6 +40,7 @@ class Curve:
 
 
 NONE = "\N{EN DASH}"
+COUNTS = ("items a half", "splits")
 
 
 class Table(NamedTuple):
@@ -140,7 +141,7 @@ def reliability_table(rows: Sequence[Curve]) -> Table:
             )
     target = rows[0].needed.target if rows else 0.0
     header = (
-        "criterion · material", "items a half", "splits", "cosine (layers)", "rank (layers)",
+        "criterion · material", *COUNTS, "cosine (layers)", "rank (layers)",
         "Jaccard (chance / layers)", "other chunks: cosine", "other chunks: Jaccard",
         f"items for cosine {target:g}",
     )  # fmt: skip
@@ -210,11 +211,9 @@ def _plot(rows: Sequence[Curve], look: Styles, key: str, chance: str) -> Markup:
         )  # fmt: skip
         lines.append(charts.Line(f"{curve.material}, by chance", f"{css} dashed", items, by_chance))
     sizes = sorted({point.items for curve in rows for point in curve.points})
-    ends = [value for line in lines for value in line.y]
-    ends += reach(point.halves[key] for curve in rows for point in curve.points)
-    low, high = min(0.0, *ends), max(1.0, *ends)
+    low = min(0.0, *(value for line in lines for value in line.y))  # no interval reaches over 1
     x_axis = charts.Axis(
         sizes[0] / 1.2, sizes[-1] * 1.2, [(n, f"{n:,}") for n in sizes], "items a half", log=True
     )
-    y_axis = charts.axis([low, high], key.capitalize())
+    y_axis = charts.axis([low, 1.0], "")
     return charts.lines(lines, x_axis, y_axis, f"{key} against the number of items")

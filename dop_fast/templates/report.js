@@ -15,7 +15,7 @@ function show() {
     for (const item of items) item.hidden = !visible.has(item);
     note.hidden = matches.length > 0;
     more.hidden = matches.length <= limit;
-    more.textContent = `Show ${Math.min(STEP, matches.length - limit)} more of ${matches.length}`;
+    more.textContent = `Show ${Math.min(STEP, matches.length - limit)} more of ${matches.length.toLocaleString("en")}`;
     if (filter) document.getElementById("found").value = wanted ? `${matches.length} of ${items.length}` : "";
   }
 }
