@@ -202,10 +202,7 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
         Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
         Option(["-q", "--quiet"], is_flag=True, help="print results only", panel="Output"),
         Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            panel="Output",
-            help="log each step on stderr, with its time",
+            ["-v", "--verbose"], is_flag=True, help="log each step and its time", panel="Output"
         ),
     ]
 
