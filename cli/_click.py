@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -163,10 +163,29 @@ def _option(item: "dataclasses.Field[Any]", choices: tuple[str, ...]) -> Option:
     )
 
 
+def completes(kind: Literal["masks", "runs"]) -> Callable[..., list[str]]:
+    """Return what completes the name of a mask or a run of the workspace."""
+
+    def names(ctx: click.Context, param: click.Parameter, text: str) -> list[str]:
+        workspace: Workspace | None = ctx.params["workspace"]
+        if workspace is None:
+            return []
+        if kind == "masks":
+            found = [path.stem for path in workspace.masks.glob("*.safetensors")]
+        else:
+            found = [path.name for path in workspace.runs.glob("*")]
+        return sorted(name for name in found if name.startswith(text))
+
+    return names
+
+
 def _open_workspace(ctx: click.Context, param: click.Parameter, value: Path) -> Workspace | None:
-    if ctx.resilient_parsing:
-        return None
-    workspace = load(value)
+    try:
+        workspace = load(value)
+    except ConfigError:
+        if ctx.resilient_parsing:  # of a completion, which tells no error
+            return None
+        raise
     ctx.default_map = {"seed": workspace.seed, **workspace.stages.get(ctx.info_name or "", {})}
     return workspace
 

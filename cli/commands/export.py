@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command
+from dop_fast.cli._click import Call, Option, Outcome, command, completes
 from dop_fast.workspace import EXPORTS
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 @command("dopfast export onnx --run grasp-stitched-0.95-s0", compute=False)
 @click.argument("kind", type=click.Choice(list(EXPORTS)))
 @click.option("--run", default="", cls=Option, panel="Input",
-              help="trained network  [default: the run that was finished last]")  # fmt: skip
+              help="trained network  [default: the run that was finished last]",
+              shell_complete=completes("runs"))  # fmt: skip
 @click.option("--mask", default="", cls=Option, panel="Input",
-              help="a mask and its weights before training, in place of a run")  # fmt: skip
+              help="a mask and its weights before training, in place of a run",
+              shell_complete=completes("masks"))  # fmt: skip
 @click.option(
     "-o",
     "--output",

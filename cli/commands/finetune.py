@@ -2,7 +2,7 @@
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, settings
+from dop_fast.cli._click import Call, Option, Outcome, command, completes, settings
 from dop_fast.cli._progress import track
 from dop_fast.cli._recipe import recipe
 from dop_fast.config import TrainConfig
@@ -11,7 +11,8 @@ from dop_fast.config import TrainConfig
 @command("dopfast finetune --mask grasp-stitched-0.95-s0 --epochs 120", ranks="all")
 @recipe
 @settings(TrainConfig)
-@click.option("--mask", default="", cls=Option, panel="Input", help="mask  [default: the newest]")
+@click.option("--mask", default="", cls=Option, panel="Input", help="mask  [default: the newest]",
+              shell_complete=completes("masks"))  # fmt: skip
 @click.option("--dense", is_flag=True, cls=Option, panel="Input", help="no mask: the baseline")
 @click.option("--name", default="", cls=Option, panel="Output",
               help="the run's name  [default: the mask's]")  # fmt: skip
