@@ -1,16 +1,20 @@
 """Whether everything in a workspace is as it was written: all that has a checksum is read.
 
-Stores: every chunk, that none is missing, and the metadata of each finished group. Masks,
-checkpoints and weights: every byte. JSON files have no checksum, and are only read.
+Stores: every chunk, that none is missing, no class either, and the metadata of each finished
+group. Masks, checkpoints and weights: every byte. JSON files have no checksum, and are only read.
 """
 
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import zarr
 
 from dop_fast import places, runs, seals, stores
+from dop_fast.config import StitchConfig
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.pipeline.discovery import RANDOM
 from dop_fast.places import Place
@@ -19,6 +23,14 @@ from dop_fast.workspace import Workspace
 BLOCK = 64
 """Rows that are read at once: one shard of stitched patches."""
 SOUND, DAMAGED, UNKNOWN = "sound", "damaged", "no checksum"
+UNSEALED = "its metadata were written before they got one; what it holds was read"
+MADE = (runs.METRICS, runs.WEIGHTS)
+"""What every finished run has."""
+TRAIN_AGAIN = "train it again: dopfast train --force"
+NAMES = {"schema", "version", "dopfast", "header", "key", "seed", "finished"} | {
+    field.name for field in fields(StitchConfig)
+}
+"""Attributes of groups, but for the checksum's."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +52,25 @@ def verify(workspace: Workspace) -> Iterator[Finding]:
         yield from _store(Place(workspace.patches), workspace, stores.AGAIN)
     if (workspace.root / RANDOM).exists():
         yield from _store(Place(workspace.root / RANDOM), workspace, f"delete {RANDOM}")
+    for path in sorted(workspace.sweeps.glob("*.zarr")):
+        name = f"{workspace.sweeps.name}/{path.name}"
+        yield from _store(Place(path), workspace, f"delete {name}, and run the sweep again")
     for path in sorted(workspace.masks.glob("*.safetensors")):
         yield _sealed(path, workspace, f"make it again: dopfast prune --force --name {path.stem}")
     if workspace.teacher_weights.is_file():
-        yield _sealed(workspace.teacher_weights, workspace, "train it again: dopfast train --force")
+        yield _sealed(workspace.teacher_weights, workspace, TRAIN_AGAIN)
     for folder in sorted(path.parent for path in workspace.runs.glob(f"*/{runs.MANIFEST}")):
         again = f"train it again: dopfast finetune --force --name {folder.name}"
+        again = TRAIN_AGAIN if folder == workspace.teacher_run else again
         for path in sorted(folder.glob("*.safetensors")):
             yield _sealed(path, workspace, again)
         yield _read(folder, workspace, again)
+    for path in sorted(workspace.sanity.rglob("*.safetensors")):
+        yield _sealed(path, workspace, "measure it again: dopfast sanity")
     for path in sorted(workspace.sanity.glob("*.json")):
         yield _read(path, workspace, "delete it, and measure again: dopfast sanity")
+    for path in sorted(workspace.exports.glob("*.safetensors")):
+        yield _sealed(path, workspace, "write it again: dopfast export --force ...")
 
 
 def _store(place: Place, workspace: Workspace, hint: str) -> Iterator[Finding]:
@@ -58,14 +78,16 @@ def _store(place: Place, workspace: Workspace, hint: str) -> Iterator[Finding]:
     name = str(place).removeprefix(f"{workspace.root}/")
     own = stores.STITCH_AGAIN if place.name == "stitched" else hint
     below: list[str] = []
+    arrays: list[Any] = []
+    state = SOUND
     try:
         with warnings.catch_warnings(), places.reading(place, own):
             warnings.simplefilter("error")  # Zarr passes over what it does not know
             group = place.group()
-            below = sorted(key for key in group.group_keys() if not key.endswith(".partial"))
+            below = sorted(_groups(place, group))
             arrays = [array for _, array in group.arrays()]
-            if (arrays or not place.name) and place.broken():
-                raise ValueError("its metadata are not those that were written")
+            if arrays or not place.name:
+                state = _metadata(place, group)
             for array in arrays:
                 place.refuse_gaps(array)
                 for start in range(0, array.shape[0], BLOCK):
@@ -74,9 +96,33 @@ def _store(place: Place, workspace: Workspace, hint: str) -> Iterator[Finding]:
         yield Finding(name, DAMAGED, error.message, error.hint)
     else:
         if arrays or not place.name:
-            yield Finding(name, SOUND)
+            yield Finding(name, state, UNSEALED if state == UNKNOWN else "")
     for key in below:
         yield from _store(place / key, workspace, hint)
+
+
+def _groups(place: Place, group: zarr.Group) -> set[str]:
+    """Return the groups below one: those that are there, and those that must be."""
+    found = set(group.group_keys())
+    if "header" in group.attrs:
+        found.add(stores.CLASSES)
+    if place.name == stores.CLASSES:
+        header: Any = Place(place.address).group().attrs["header"]
+        found |= {str(class_id) for class_id in range(len(header["classes"]))}
+    return {key for key in found if not key.endswith(".partial")}
+
+
+def _metadata(place: Place, group: zarr.Group) -> str:
+    """Return the state of a group's metadata: SOUND, or UNKNOWN where they never had a checksum.
+
+    ValueError where they are not those that were written. A name that no group has may be what
+    damage has made of the checksum's.
+    """
+    if places.SEAL not in group.attrs and set(group.attrs) <= NAMES:
+        return UNKNOWN
+    if place.broken():
+        raise ValueError("its metadata are not those that were written")
+    return SOUND
 
 
 def _sealed(path: Path, workspace: Workspace, hint: str) -> Finding:
@@ -93,8 +139,11 @@ def _read(path: Path, workspace: Workspace, hint: str) -> Finding:
     name = str(path.relative_to(workspace.root))
     try:
         if path.is_dir():
-            runs.read(path)
+            run = runs.read(path)
             runs.metrics(path)
+            lacking = [file for file in MADE if run.finished and not (path / file).is_file()]
+            if lacking:
+                raise ValueError(f"it is finished and lacks {', '.join(lacking)}")
         else:
             json.loads(path.read_bytes())
     except (DopFastError, ValueError) as error:

@@ -34,6 +34,7 @@ CONCEPT_COLUMNS = ("members", "members_offset", "tcav_runs", "p_value", "cav_acc
 COLUMNS = SEGMENT_COLUMNS + CONCEPT_COLUMNS
 Load: TypeAlias = Callable[[Array], Array]
 """From indices int[k] into the image set to pixels uint8[k h w 3], as `ImageSet.load`."""
+CLASSES = "classes"
 CODEC = (BloscCodec(cname="lz4", clevel=5), Crc32cCodec())
 CHUNK, SHARD = 4, 64
 """Stitched patches that are packed as one, and that are in one file."""
@@ -73,11 +74,11 @@ class PatchWriter:
         if found != attributes or (finished and self.partial == self._place):
             self.partial.remove()
         self._root = self.partial.group("a", attributes)
-        self._root.require_group("classes")
+        self._root.require_group(CLASSES)
 
     def done(self, class_id: int) -> bool:
         """Return whether the class is stored whole."""
-        name = f"classes/{class_id}"
+        name = f"{CLASSES}/{class_id}"
         return name in self._root and bool(self._root[name].attrs.get("finished", False))
 
     def write(self, found: ClassConcepts, load: Load | None = None) -> None:
@@ -86,7 +87,7 @@ class PatchWriter:
         With `load`, as `ImageSet.load`, the pixels of the concepts' segments are stored too, so
         that no image needs to be decoded again to stitch them.
         """
-        name = f"classes/{found.class_id}"
+        name = f"{CLASSES}/{found.class_id}"
         group = self._root.create_group(name, overwrite=True)
         columns = {column: getattr(found.segments, column) for column in SEGMENT_COLUMNS}
         members = [concept.members for concept in found.concepts]
@@ -136,7 +137,7 @@ class PatchStore:
         """Return one class's segments and concepts."""
         if not 0 <= class_id < len(self.header.classes):
             raise StoreError(f"{self.path} has no class {class_id}", AGAIN)
-        place = self._place / f"classes/{class_id}"
+        place = self._place / f"{CLASSES}/{class_id}"
         with reading(place, AGAIN):
             column = place.read(COLUMNS)
         segments = Segments(
@@ -160,7 +161,7 @@ class PatchStore:
 
         It decodes no image. None where the pixels are not stored.
         """
-        place = self._place / f"classes/{found.class_id}"
+        place = self._place / f"{CLASSES}/{found.class_id}"
         with reading(place, AGAIN):
             if not (place / "colours").exists():
                 return None

@@ -92,6 +92,16 @@ class Workspace:
         return self.root / "sanity"
 
     @property
+    def sweeps(self) -> Path:
+        """The folder of what sweeps make: their tables, and stores of other stitched patches."""
+        return self.root / "sweeps"
+
+    @property
+    def teacher_run(self) -> Path:
+        """The run that trains the teacher."""
+        return self.runs / "teacher"
+
+    @property
     def teacher_weights(self) -> Path:
         """Where `train` puts the teacher."""
         return self.root / "teacher.safetensors"

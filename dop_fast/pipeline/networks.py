@@ -347,7 +347,7 @@ def train(
     model = models.build(name, len(data.train.classes), seed, workspace.root)
     facts = {"model": name, "seed": seed, "data": data.train.fingerprint}
     about = runs.About("train", facts, config.to_dict(), sources or {}, str(device))
-    folder = workspace.runs / "teacher"
+    folder = workspace.teacher_run
     with alone(workspace, f"run-{folder.name}", folder):
         result = yield from _follow(
             model, data, config, folder, about, None, force=force, track=track

@@ -26,8 +26,6 @@ from dop_fast.workspace import Workspace
 Steps = Generator[str | Epoch, None, tuple[str, ...]]
 """Yields what begins and every epoch; returns the names of the runs that were done here."""
 
-FOLDER, CLAIMS = "sweeps", "claims"
-
 
 @dataclass(frozen=True)
 class Book:
@@ -44,12 +42,12 @@ class Book:
     @cached_property
     def claims(self) -> Claims:
         """Claims on the cells of all sweeps of this workspace."""
-        return Claims(self.space.root / FOLDER / CLAIMS)
+        return Claims(self.space.sweeps / "claims")
 
     @property
     def folder(self) -> Path:
         """Where the tables and plots go."""
-        return self.space.root / FOLDER / self.sweep.name
+        return self.space.sweeps / self.sweep.name
 
     @cached_property
     def train(self) -> ImageSet:
@@ -64,7 +62,7 @@ class Book:
             return space
         source = vars(self.store(None).header) if stores.exists(self.space.patches) else None
         mark = fingerprint(row.stitch.to_dict(), self.space.seed, source)
-        return replace(space, store=f"{FOLDER}/stitched-{mark[:8]}.zarr")
+        return replace(space, store=f"{space.sweeps.name}/stitched-{mark[:8]}.zarr")
 
     def origin(self, cell: Cell) -> Cell:
         """Return the cell whose mask a control's is like; of any other cell, itself."""

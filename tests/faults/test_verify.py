@@ -50,13 +50,69 @@ def test_a_flipped_bit_is_found_in_any_file_that_has_a_checksum(space: Path, run
 
 
 @pytest.mark.parametrize(
-    "name", ["patches.zarr/classes/1/bits/c/0", "patches.zarr/stitched/pixels"]
-)
+    "name",
+    ["patches.zarr/classes/1/bits/c/0", "patches.zarr/classes/1/bits/zarr.json",
+     "patches.zarr/classes/1/zarr.json", "patches.zarr/classes/1", "patches.zarr/classes/zarr.json",
+     "patches.zarr/classes", "patches.zarr/stitched/pixels", "patches.zarr/stitched/zarr.json"],
+)  # fmt: skip
 def test_what_is_missing_is_found(space: Path, run: Run, name: str) -> None:
     path = space / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     told = run("verify", "-w", space)
-    assert told.code == 1 and "patches.zarr/" in told.err
+    assert told.code == 1 and "patches.zarr" in told.err
+
+
+def unseal(group: Path) -> None:
+    """Make the group one of before there were checksums."""
+    content = json.loads((group / "zarr.json").read_text())
+    del content["attributes"]["crc32c"]
+    (group / "zarr.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name", ["patches.zarr", "patches.zarr/classes/1", "patches.zarr/stitched", "random.zarr"]
+)
+def test_a_group_of_before_is_told_to_have_no_checksum(space: Path, run: Run, name: str) -> None:
+    unseal(space / name)
+    told = run("verify", "-w", space)
+    assert told.code == 0 and f"{name} has no checksum" in told.err
+
+
+def test_a_checksum_whose_name_is_damaged_is_no_group_of_before(space: Path, run: Run) -> None:
+    path = space / "patches.zarr/classes/1/zarr.json"
+    whole = path.read_bytes()
+    start = whole.index(b"crc32c")
+    for place in range(len(b"crc32c")):
+        damaged = bytearray(whole)
+        damaged[start + place] ^= 1
+        path.write_bytes(damaged)
+        assert run("verify", "-w", space).code == 1, bytes(damaged[start : start + 6])
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "metrics.jsonl"])
+def test_what_a_finished_run_lacks_is_found(space: Path, run: Run, name: str) -> None:
+    (space / "runs/teacher" / name).unlink()
+    told = run("verify", "-w", space)
+    assert told.code == 1 and f"lacks {name}" in told.err and "dopfast train" in told.err
+
+
+@pytest.mark.parametrize("folder", ["sanity/masks", "exports"])
+def test_masks_elsewhere_are_read_too(space: Path, run: Run, folder: str) -> None:
+    (space / folder).mkdir(parents=True)
+    path = space / folder / "a.safetensors"
+    shutil.copy(next((space / "masks").glob("*.safetensors")), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    told = run("verify", "-w", space)
+    assert told.code == 1 and f"{folder}/a.safetensors" in told.err
+
+
+def test_the_stores_of_sweeps_are_read_too(space: Path, run: Run) -> None:
+    store = shutil.copytree(space / "patches.zarr", space / "sweeps/stitched-0.zarr")
+    shutil.rmtree(store / "classes/2")
+    told = run("verify", "-w", space)
+    assert told.code == 1 and "sweeps/stitched-0.zarr/classes/2" in told.err
 
 
 def test_a_manifest_that_cannot_be_read_is_found(space: Path, run: Run) -> None:
