@@ -7,6 +7,8 @@ process can; the claim that counts is that of the highest generation. Times are 
 folder's own clock, so machines need not agree on theirs.
 """
 
+import errno
+import glob
 import json
 import os
 import platform
@@ -21,6 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 BEAT_S, STALE_S = 20.0, 300.0
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems that cannot link say, such as exFAT."""
 
 
 def _machine() -> str:
@@ -63,15 +67,7 @@ class Claims:
         if top >= 0 and self._alive(self._path(key, top)):
             return None
         claim = Claim(self, key, top + 1)
-        try:
-            with claim.path.open("x", encoding="utf-8") as file:
-                json.dump({"machine": _machine(), "pid": os.getpid(), "token": claim.token}, file)
-        except FileExistsError:
-            return None
-        except OSError:  # the disk is full: made, and not signed
-            claim.path.unlink(missing_ok=True)
-            raise
-        return claim
+        return claim if self._make(claim) else None
 
     def holder(self, key: str) -> str:
         """Return the machine and process that have it, or an empty text where it is free."""
@@ -97,6 +93,26 @@ class Claims:
     def forget_failure(self, key: str) -> None:
         """Let the work on `key` count as not yet tried."""
         (self.folder / f"{key}.failed").unlink(missing_ok=True)
+
+    def _make(self, claim: "Claim") -> bool:
+        """Make the claim's file, signed from its first moment on; return whether it was free."""
+        for left in self.folder.glob(f"{glob.escape(claim.key)}.*.draft"):
+            if gone(left.name[len(claim.key) + 1 : -len(".draft")]):
+                left.unlink(missing_ok=True)
+        about = {"machine": _machine(), "pid": os.getpid(), "token": claim.token}
+        draft = self.folder / f"{claim.key}.{owner()}.draft"
+        try:
+            draft.write_text(json.dumps(about), encoding="utf-8")
+            os.link(draft, claim.path)
+        except FileExistsError:  # perhaps by us: over a network an answer may be lost
+            return claim.held
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _make_unlinked(claim.path, draft)
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
 
     def _path(self, key: str, generation: int) -> Path:
         return self.folder / f"{key}.{generation}.claim"
@@ -168,6 +184,19 @@ class Claim:
                 os.utime(self.path)
             except FileNotFoundError:  # given back in this moment
                 return
+
+
+def _make_unlinked(path: Path, draft: Path) -> bool:
+    """Copy the draft where a file system has no links; killed in between it leaves no signature."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(draft.read_text(encoding="utf-8"))
+    except FileExistsError:
+        return False
+    except OSError:  # the disk is full: made, and not signed
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

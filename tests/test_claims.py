@@ -1,5 +1,6 @@
 """Who works on what: one of several processes at a time, whatever becomes of them."""
 
+import errno
 import json
 import os
 import signal
@@ -74,6 +75,43 @@ def test_two_that_find_the_same_dead_claim_cannot_both_take_it_over(
     monkeypatch.setattr(Claims, "_alive", slow)
     assert claims.take("a") is None
     assert faster[0] is not None and faster[0].held
+
+
+def test_a_claim_is_signed_from_its_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill right after it was made would block everybody while nobody knows whose it is."""
+    link, holders = os.link, []
+
+    def linked(draft: Path, path: Path) -> None:
+        link(draft, path)
+        holders.append(Claims(tmp_path).holder("a"))
+
+    monkeypatch.setattr(os, "link", linked)
+    taken = Claims(tmp_path).take("a")
+    assert taken is not None and f"process {os.getpid()}" in holders[0]
+    assert list(tmp_path.iterdir()) == [taken.path]
+
+
+def test_claims_work_where_files_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(draft: Path, path: Path) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    taken = Claims(tmp_path).take("a")
+    assert taken is not None and taken.held and Claims(tmp_path).take("a") is None
+    assert list(tmp_path.iterdir()) == [taken.path]
+
+
+def test_a_draft_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    machine = claims_module.owner().partition("-")[0]
+    (tmp_path / f"a.{machine}-{done.pid}.draft").touch()
+    taken = Claims(tmp_path).take("a")
+    assert taken is not None and list(tmp_path.iterdir()) == [taken.path]
 
 
 def test_the_claim_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
