@@ -33,7 +33,11 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     at once the last one's: each writes in a folder of its own, as safetensors makes files beside
     the one that it is asked for. StoreError where the disk is full; the old file stays then.
     """
-    folder = path.with_name(f"{path.name}.{claims.owner()}.partial")
+    mine = f".{claims.owner()}.partial"
+    if path.parent.name.endswith(mine):  # a part of what is being written whole
+        yield path
+        return
+    folder = path.with_name(path.name + mine)
     partial = folder / path.name
     try:
         with _only_for_now(folder):
@@ -81,6 +85,11 @@ def _age(folder: Path) -> float:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:  # its process was done in this moment
         return 0.0
+
+
+def only_begun(folder: Path, name: str) -> bool:
+    """Return whether the folder holds nothing, or attempts to write a file of that name alone."""
+    return all(path.match(f"{name}.*.partial") for path in folder.iterdir())
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:

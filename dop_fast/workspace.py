@@ -21,7 +21,7 @@ from dop_fast.config import (
     TeacherConfig,
     TrainConfig,
 )
-from dop_fast.errors import ConfigError, nearest
+from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.settings import StageConfig, is_remote, span
 
 TOML = "dopfast.toml"
@@ -175,8 +175,11 @@ def load(root: Path) -> Workspace:
     )
 
 
-def create(workspace: Workspace) -> Path:
-    """Write dopfast.toml with every key and its meaning; keys not set stand as comments."""
+def create(workspace: Workspace, *, force: bool = False) -> Path:
+    """Write dopfast.toml with every key and its meaning; keys not set stand as comments.
+
+    StoreError where there is another one, unless `force` replaces it.
+    """
     lines = ["# Settings of a dopfast workspace. Flag > environment > this file > default.", ""]
     lines += ["# every random stream follows from this number", f"seed = {workspace.seed}"]
     lines += ["# patches: a folder of their own, or an fsspec address such as s3://bucket/x.zarr"]
@@ -196,7 +199,12 @@ def create(workspace: Workspace) -> Path:
             lines += [f"{mark}recipe = {_toml(values.get('recipe', 'paper'))}"]
     workspace.root.mkdir(parents=True, exist_ok=True)
     path = workspace.root / TOML
-    disk.write(path, ("\n".join(lines) + "\n").encode())
+    content = ("\n".join(lines) + "\n").encode()
+    if path.exists() and path.read_bytes() != content and not force:
+        raise StoreError(
+            f"{workspace.root} is a workspace already", "make it anew: dopfast init --force ..."
+        )
+    disk.write(path, content)
     return path
 
 

@@ -1,6 +1,7 @@
 """`dopfast export` and `dopfast import`: what a workspace gives to other programs and takes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,22 @@ def test_a_run_whose_mask_has_changed_is_refused(space: Workspace) -> None:
     assert "not the one" in done.exception.message
 
 
-def test_a_file_that_is_there_is_kept_unless_forced(space: Workspace) -> None:
-    told(space, "export", "masks")
-    done = invoke(space, "export", "masks")
+@pytest.mark.parametrize("command", [("export", "masks"), ("import", "x.safetensors")])
+def test_another_file_that_is_there_is_kept_unless_forced(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(space.root)
+    shutil.copy(space.masks / f"{MASK}.safetensors", "x.safetensors")
+    path = Path(told(space, *command)["wrote"][0])
+    made = path.read_bytes()
+    told(space, *command)  # once more: the same is there
+    masks.save(path, masks.shuffled(masks.load(path), 1))
+    other = path.read_bytes()
+    done = invoke(space, *command)
     assert isinstance(done.exception, StoreError) and "--force" in done.exception.hint
-    told(space, "export", "masks", "--force")
+    assert path.read_bytes() == other and not list(path.parent.glob("*.partial"))
+    told(space, *command, "--force")
+    assert path.read_bytes() == made
 
 
 @pytest.mark.parametrize("kind", ["dense", "prune", "csr", "masks"])

@@ -276,8 +276,12 @@ def test_an_unreadable_image_is_named_and_nothing_is_half_written(
 
 
 def test_a_workspace_is_not_made_over_another(space: Workspace, tiny_images: Path) -> None:
+    init(space.root, tiny_images)  # once more: the same
+    settings = space.root / "dopfast.toml"
+    settings.write_text(mended := settings.read_text().replace("seed = 0", "seed = 1"))
     with pytest.raises(StoreError, match="is a workspace already"):
         init(space.root, tiny_images)
+    assert settings.read_text() == mended
 
 
 def test_an_unknown_device_is_refused() -> None:

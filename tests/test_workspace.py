@@ -70,7 +70,7 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, text: str, messa
 def test_the_store_is_a_path_seen_from_the_workspace_or_an_address(tmp_path: Path) -> None:
     made = make(tmp_path)
     assert workspace.load(tmp_path).patches == tmp_path / "patches.zarr"
-    workspace.create(replace(made, store="s3://bucket/x.zarr"))
+    workspace.create(replace(made, store="s3://bucket/x.zarr"), force=True)
     assert workspace.load(tmp_path).patches == "s3://bucket/x.zarr"
 
 

@@ -1,16 +1,18 @@
 """Networks and masks of a workspace, to other programs and from them."""
 
+from dataclasses import replace
+from filecmp import cmp
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dop_fast import interop, masks, models, runs
+from dop_fast import disk, interop, masks, models, runs
 from dop_fast.errors import StoreError
 from dop_fast.interop import Exported
 from dop_fast.masks import MaskSet
 from dop_fast.pipeline.networks import IMPORTED, open_mask, prepare_as
-from dop_fast.pipeline.opening import open_data
+from dop_fast.pipeline.opening import alone, open_data
 from dop_fast.workspace import EXPORTS, Workspace
 
 
@@ -21,15 +23,19 @@ def export(
 
     It is that of a run, or what a mask found before training; with neither name that of the run
     that was finished last, or else of the newest mask. Of a dense run everything is kept.
+    StoreError where there is another file already, unless `force` replaces it.
     """
     name, model, kept = _open(workspace, run, mask)
     path = output or workspace.exports / f"{name}-{kind}.{EXPORTS[kind]}"
-    if path.exists() and not force:
-        raise StoreError(
-            f"there is a file {path} already", "replace it: dopfast export --force ..."
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
     size = workspace.data.size
-    return name, interop.export(path, model, kept, kind, (3, size, size))
+    with disk.replacing(path, sum(value.nbytes for value in model.parameters())) as partial:
+        made = interop.export(partial, model, kept, kind, (3, size, size))
+        if path.exists() and not force and not cmp(path, partial, shallow=False):
+            raise StoreError(
+                f"there is another file {path} already", "replace it: dopfast export --force ..."
+            )
+    return name, replace(made, path=path)
 
 
 def _open(workspace: Workspace, run: str, mask: str) -> tuple[str, nn.Module, MaskSet]:
@@ -76,7 +82,8 @@ def import_mask(
 ) -> tuple[Path, MaskSet, nn.Module]:
     """Read the mask of the workspace's model from a file of any kind of `interop`, and keep it.
 
-    One that dopfast did not make is trained from the weights that `seed` draws.
+    One that dopfast did not make is trained from the weights that `seed` draws. StoreError where
+    there is another mask of that name already, unless `force` replaces it.
     """
     path = workspace.mask(name or file.stem)
     train, _ = open_data(workspace)
@@ -96,9 +103,17 @@ def import_mask(
             "init": models.fingerprint(model),
         }
     )
-    if path.exists() and not force:
-        raise StoreError(
-            f"there is a mask {path.stem} already", "replace it: --force, or give a --name"
-        )
-    masks.save(path, MaskSet(kept.masks, about))
-    return path, MaskSet(kept.masks, about), model
+    kept = MaskSet(kept.masks, about)
+    with alone(workspace, f"mask-{path.stem}", path):
+        if path.exists() and not force and not _equal(masks.load(path), kept):
+            raise StoreError(
+                f"there is another mask {path.stem} already",
+                "replace it: --force, or give a --name",
+            )
+        masks.save(path, kept)
+    return path, kept, model
+
+
+def _equal(one: MaskSet, other: MaskSet) -> bool:
+    marks = {models.fingerprint(found.masks) for found in (one, other)}
+    return len(marks) == 1 and one.about == other.about

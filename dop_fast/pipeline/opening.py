@@ -14,7 +14,7 @@ from dop_fast.config import SMALL_SIDE, DataConfig, ModelConfig, TeacherConfig
 from dop_fast.errors import ConfigError, StoreError
 from dop_fast.images import ImageSet
 from dop_fast.settings import fingerprint
-from dop_fast.workspace import TOML, Workspace
+from dop_fast.workspace import Workspace
 from dop_fast.workspace import create as write
 
 
@@ -60,8 +60,6 @@ def init(
     A `size` of 0 is the first image's up to 64 pixels, else 224; without a teacher's name it is
     resnet20 up to 64 pixels, else resnet18; without a model's name it is the teacher's.
     """
-    if (root / TOML).exists() and not force:
-        raise StoreError(f"{root} is a workspace already", "make it anew: dopfast init --force ...")
     path = str(Path(data).expanduser().resolve()) if Path(data).expanduser().exists() else data
     config = DataConfig(path=path, size=size or DataConfig().size)
     train, val = images.open_images(config, root, seed)
@@ -76,7 +74,7 @@ def init(
     models.build(made.model.name, len(train.classes), seed, root)
     if chosen.weights:
         models.load_teacher(chosen, len(train.classes), root)
-    write(made)
+    write(made, force=force)
     return made, train, val
 
 
