@@ -24,10 +24,11 @@ def sanity(call: Call, config: SanityConfig, finetune: bool) -> Outcome:
 
     device = pipeline.device_of(call.device)
     study = checks.open_study(call.workspace, config, call.seed, device)
-    short = checks.measure(study, force=call.force, track=track)
-    checks.compare(study, force=call.force, track=track)
-    if finetune:
-        follow(checks.train(study, force=call.force, track=track))
+    with study.alone():
+        short = checks.measure(study, force=call.force, track=track)
+        checks.compare(study, force=call.force, track=track)
+        if finetune:
+            follow(checks.train(study, force=call.force, track=track))
     content = checks.read(study.path)
     curves = reliability.curves(content)
     found = (

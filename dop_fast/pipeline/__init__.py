@@ -11,6 +11,7 @@ from dop_fast.pipeline.networks import (
     train,
 )
 from dop_fast.pipeline.opening import (
+    alone,
     device_of,
     init,
     open_data,
@@ -23,6 +24,7 @@ __all__ = [
     "Stitched",
     "Track",
     "Training",
+    "alone",
     "concept_table",
     "device_of",
     "export",

@@ -12,6 +12,7 @@ Each result says what it was made `of`; what is of something else is measured ag
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from dop_fast import __version__, criteria, models, runs, stores
 from dop_fast.config import PruneConfig, SanityConfig
 from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.images import ImageSet
-from dop_fast.pipeline import open_data, open_patches
+from dop_fast.pipeline import alone, open_data, open_patches
 from dop_fast.settings import fingerprint
 from dop_fast.stores import PatchStore
 from dop_fast.types import Batches, Scores
@@ -52,6 +53,10 @@ class Study:
         """The file of results."""
         augment = "" if self.config.augment == "none" else f"-{self.config.augment}"
         return self.workspace.sanity / f"{self.config.sparsity:g}-s{self.seed}{augment}.json"
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Return a context in which no other process adds to the file of results."""
+        return alone(self.workspace, f"sanity-{self.path.stem}", self.path)
 
     def model(self, seed: int) -> nn.Module:
         """Return the network with the weights drawn from `seed`, on the device."""

@@ -1,6 +1,8 @@
 """Two processes on one workspace: the second one says who is at work, and harms nothing."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ CLAIMED = {
     "train --force": "run-teacher",
     "prune --force": f"mask-{MASK}",
     f"finetune --force --mask {MASK}": f"run-{MASK}",
+    f"import {{space}}/masks/{MASK}.safetensors --force": f"mask-{MASK}",
+    "sanity --criterion snip --sparsity 0.9 --start 6 --budget 12": "sanity-0.9-s0",
+}
+WRITERS = {  # without a claim, and the file that they write
+    "report": "report.html",
+    "show concepts": "concepts.png",
+    "export masks": f"exports/{MASK}-masks.safetensors",
+    "export dense": f"exports/{MASK}-dense.safetensors",
 }
 
 
@@ -30,10 +40,33 @@ def test_what_another_process_works_on_is_left_alone(space: Path, run: Run, comm
     assert claim is not None
     with claim:
         before = contents(space)
-        told = run(*command.split(), "-w", space)
+        told = run(*command.format(space=space).split(), "-w", space)
         assert told.code == 1, told
         assert f"process {os.getpid()}" in told.err and "\nhint: " in told.err
         assert contents(space) == before
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_two_at_once_leave_one_whole_file(
+    space: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The other process writes the file, from its start to its end, while this one does."""
+    path = space / WRITERS[command]
+    assert run(*command.split(), "-w", space).code == 0
+    whole, fsync, others = path.read_bytes(), os.fsync, []
+    path.unlink()
+
+    def meanwhile(handle: int) -> None:
+        if not others:
+            again = [sys.executable, "-m", "dop_fast.cli", *command.split(), "-w", space]
+            others.append(subprocess.run(again, capture_output=True, text=True))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert run(*command.split(), "-w", space).code == 0
+    assert [other.returncode for other in others] == [0], others
+    assert path.read_bytes() == whole
+    assert not list(space.rglob("*.partial"))
 
 
 def test_other_masks_and_runs_go_on_meanwhile(space: Path, run: Run) -> None:
