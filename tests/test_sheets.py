@@ -98,8 +98,8 @@ def test_what_is_seen_of_each_concept_stands_beside_the_patches() -> None:
     seen = replace(plain, visible=np.array([[0.4, 0.1], [0.2, 0.3]], np.float32))
     without, beside = (np.asarray(sheets.stitched(each, ("a",))) for each in (plain, seen))
     changed = np.argwhere((without != beside).any(-1))
-    assert changed[:, 1].max() < LEFT and changed[:, 0].min() >= TOP + 3 * 17
-    assert sheets.seen(seen.visible) == ["seen, best first, in", "%: 30 20"]
+    assert changed[:, 1].max() < LEFT and changed[:, 0].min() >= TOP + 3 * sheets.LINE
+    assert sheets.seen(seen.visible) == ["of each concept:", "30, 20 %"]
 
 
 def test_boundaries_lie_where_labels_change_and_nowhere_else() -> None:
@@ -107,16 +107,14 @@ def test_boundaries_lie_where_labels_change_and_nowhere_else() -> None:
     halves = np.repeat([[0, 1]], 8, axis=0).repeat(4, axis=1)
     whole = np.zeros((8, 8), np.int32)
     sheet = np.asarray(sheets.segments(image, np.stack([halves, whole]), side=80))
-    assert sheet.shape == (
-        sheets.TITLE + 80 + sheets.MARGIN,
-        2 * sheets.MARGIN + 160 + tiles.GAP,
-        3,
-    )
-    first = sheet[sheets.TITLE : sheets.TITLE + 80, sheets.MARGIN : sheets.MARGIN + 80]
-    second_left = sheets.MARGIN + 80 + tiles.GAP
-    second = sheet[sheets.TITLE : sheets.TITLE + 80, second_left : second_left + 80]
+    top, gap = sheets.TITLE + sheets.CAPTION, 2 * tiles.GAP
+    assert sheet.shape == (top + 80 + sheets.MARGIN, 2 * sheets.MARGIN + 160 + gap, 3)
+    first = sheet[top : top + 80, sheets.MARGIN : sheets.MARGIN + 80]
+    second_left = sheets.MARGIN + 80 + gap
+    second = sheet[top : top + 80, second_left : second_left + 80]
     assert np.unique(np.nonzero((first == sheets.EDGE).all(axis=2))[1]).tolist() == [39]
-    assert (first[:, :39] == 90).all()
+    assert (first[:, [38, 40]] == sheets.INK).all()
+    assert (first[:, :38] == 90).all()
     assert (first[:, 41:] == 90).all()
     assert (second == 90).all()
 
@@ -130,3 +128,10 @@ def test_many_stitched_patches_go_on_in_the_next_row() -> None:
     sheet = np.asarray(sheets.stitched(patches, ("a",)))
     assert not sheet[TOP + STEP : TOP + STEP + SIDE, LEFT : LEFT + SIDE].any()
     assert sheet[TOP + STEP : TOP + STEP + SIDE, LEFT + STEP : LEFT + STEP + SIDE].all()
+
+
+def test_a_name_that_is_too_long_ends_before_the_edge() -> None:
+    image, labels = np.full((8, 8, 3), 90, np.uint8), np.zeros((1, 8, 8), np.int32)
+    title = np.asarray(sheets.segments(image, labels, "name " * 50))[: sheets.TITLE]
+    written = np.flatnonzero((title < 255).any((0, 2)))
+    assert 0 < written[-1] < title.shape[1] - sheets.MARGIN

@@ -1,9 +1,11 @@
 """Contact sheets for looking at a store without a browser: plain RGB images."""
 
+import contextlib
 import difflib
 import textwrap
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,8 +20,11 @@ from dop_fast.types import Array, Patches
 from dop_fast.workspace import Workspace
 
 PAPER, INK, MUTED, EDGE = (255, 255, 255), (29, 28, 26), (110, 106, 98), (255, 214, 10)
-MARGIN, LABEL, TITLE = 16, 150, 34
-"""Pixels around a sheet, for the text left of a row, and for the text above one."""
+MARGIN, LABEL, TITLE, CAPTION = 20, 160, 54, 24
+"""Pixels around a sheet, for the text left of a row, above a sheet and above a picture."""
+TITLE_SIZE, TEXT_SIZE, LINE = 20, 14, 19
+FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf")
+"""Looked for on the machine where Pillow's own lacks the letters."""
 FILM = tiles.Film(count=8, side=112)
 
 
@@ -40,7 +45,8 @@ def show(workspace: Workspace, what: str, class_name: str, number: int) -> Image
             )
         image = train.load(of_class[number : number + 1])
         config = ExtractConfig.from_dict(workspace.stages["extract"], "extract")
-        return segments(image[0], label_maps(image, config)[0])
+        title = f"{train.classes[class_id]}: image {number}"
+        return segments(image[0], label_maps(image, config)[0], title)
     store = PatchStore(workspace.patches)
     if store.header.data != train.fingerprint:
         raise StoreError(f"{store.path} is of other images", "run: dopfast extract --force")
@@ -77,7 +83,7 @@ def concepts(store: PatchStore, class_id: int, sources: ImageSet) -> Image.Image
             *([] if significant else ["not significant"]),
         ]
         rows.append((text, tiles.film(found, concept, sources, header.fill, FILM)))
-    return _sheet(f"{header.classes[class_id]}: {len(found.segments)} segments", rows)
+    return _sheet(f"{header.classes[class_id]}: {len(found.segments):,} segments", rows)
 
 
 def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image.Image:
@@ -91,7 +97,7 @@ def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image
         coverage = patches.coverage[of_class]
         text = [
             classes[label],
-            f"r {coverage.min():.2f} to {coverage.max():.2f}",
+            f"coverage {coverage.min():.2f} to {coverage.max():.2f}",
             f"{int(patches.reached[of_class].sum())} of {len(of_class)} reach sigma",
             *(seen(patches.visible[of_class]) if patches.visible is not None else []),
         ]
@@ -104,33 +110,32 @@ def stitched(patches: Patches, classes: Sequence[str], order: str = "") -> Image
 def seen(visible: Array) -> list[str]:
     """Return the mean share of each concept, float32[n k], in lines that fit beside a row."""
     shares = np.nan_to_num(visible).mean(axis=0)
-    return textwrap.wrap(
-        "seen, best first, in %: " + " ".join(f"{100 * x:.0f}" for x in shares), 20
-    )
+    numbers = ", ".join(f"{100 * x:.0f}" for x in shares)
+    return ["of each concept:", *textwrap.wrap(f"{numbers} %", 22)]
 
 
-def segments(image: Array, labels: Array, side: int = 320) -> Image.Image:
+def segments(image: Array, labels: Array, title: str = "", side: int = 320) -> Image.Image:
     """Return uint8[h w 3] once for each resolution of labels int[r h w], with the boundaries."""
-    views = [_bounded(image, resolution, side) for resolution in labels]
-    sheet = _blank(2 * MARGIN + len(views) * (side + tiles.GAP) - tiles.GAP, TITLE + side + MARGIN)
-    draw = ImageDraw.Draw(sheet)
-    for i, (view, resolution) in enumerate(zip(views, labels, strict=True)):
-        left = MARGIN + i * (side + tiles.GAP)
-        sheet.paste(view, (left, TITLE))
-        draw.text((left, 11), f"{len(np.unique(resolution))} segments", INK, _font(14))
+    height = TITLE + CAPTION + side + MARGIN
+    sheet = _blank(2 * MARGIN + len(labels) * (side + 2 * tiles.GAP) - 2 * tiles.GAP, height)
+    _write(sheet, (MARGIN, 14), title, INK, sheet.width - 2 * MARGIN)
+    for i, resolution in enumerate(labels):
+        left = MARGIN + i * (side + 2 * tiles.GAP)
+        sheet.paste(_bounded(image, resolution, side), (left, TITLE + CAPTION))
+        _write(sheet, (left, TITLE), f"{len(np.unique(resolution))} segments", MUTED, side)
     return sheet
 
 
 def _bounded(image: Array, labels: Array, side: int) -> Image.Image:
-    """Draw the boundaries after enlarging, so that they stay thin."""
+    """Draw the boundaries after enlarging, so that they stay thin, and dark beside them."""
     pixels = np.array(tiles.fit(image, side))
     rows, columns = (np.arange(side) * length // side for length in labels.shape)
     large = labels[np.ix_(rows, columns)]
-    edge = np.zeros(large.shape, np.bool_)
+    edge = np.zeros(large.shape, np.uint8)
     edge[:-1] |= large[:-1] != large[1:]
     edge[:, :-1] |= large[:, :-1] != large[:, 1:]
-    pixels[1:, 1:][edge[:-1, :-1]] = INK  # a dark side, to be seen on bright images too
-    pixels[edge] = EDGE
+    pixels[cv2.dilate(edge, np.ones((3, 3), np.uint8)) > 0] = INK
+    pixels[edge > 0] = EDGE
     return Image.fromarray(pixels)
 
 
@@ -139,12 +144,11 @@ def _sheet(title: str, rows: Sequence[tuple[list[str], Image.Image]]) -> Image.I
     height = TITLE + sum(picture.height + MARGIN for _, picture in rows)
     width = 2 * MARGIN + LABEL + max((picture.width for _, picture in rows), default=0)
     sheet = _blank(width, height)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 9), title, INK, _font(17))
+    _write(sheet, (MARGIN, 14), title, INK, sheet.width - 2 * MARGIN)
     top = TITLE
     for text, picture in rows:
         for i, line in enumerate(text):
-            draw.text((MARGIN, top + 17 * i), line, MUTED if i else INK, _font(13))
+            _write(sheet, (MARGIN, top + LINE * i), line, MUTED if i else INK, LABEL - MARGIN)
         sheet.paste(picture, (MARGIN + LABEL, top), picture)
         top += picture.height + MARGIN
     return sheet
@@ -154,5 +158,22 @@ def _blank(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), PAPER)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _write(
+    sheet: Image.Image, at: tuple[int, int], text: str, colour: tuple[int, int, int], room: int
+) -> None:
+    """Write a line, its end left out where it is longer than `room`."""
+    font = _font(TITLE_SIZE if at[1] < TITLE else TEXT_SIZE, text)
+    while font.getlength(text) > room:
+        text = text[:-4] + "..."
+    ImageDraw.Draw(sheet).text(at, text, colour, font)
+
+
+def _font(size: int, text: str) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return the first font that has every letter, Pillow's own where none has."""
+    for name in (None, *FONTS):
+        with contextlib.suppress(OSError):
+            font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+            absent = bytes(font.getmask("\uffff"))
+            if all(bytes(font.getmask(letter)) != absent for letter in set(text)):
+                return font
     return ImageFont.load_default(size)
