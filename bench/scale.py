@@ -3,19 +3,15 @@
 Every job runs the real pipeline on files, in a process of its own, whose peak memory is counted.
 """
 
-import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from _jobs import is_job, measured
 from _timing import Row, arguments, faster, report
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -114,38 +110,13 @@ def extract_job(root: Path) -> None:
 JOBS: dict[str, Callable[..., None]] = {"stitch": stitch_job, "extract": extract_job}
 
 
-def measured(job: str, *arguments: str) -> dict[str, float]:
-    """Run a job in a process of its own; return its seconds, CPU seconds and peak MiB."""
-    command = [sys.executable, __file__, "--job", job, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
-
-
-def run_job(name: str, root: str, *arguments: str) -> None:
-    start = time.perf_counter()
-    JOBS[name](Path(root), *arguments)
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "cpu": time.process_time(), "mib": peak_mib()}))
-
-
-def peak_mib() -> float:
-    """Return the peak of this process's memory, of which Linux tells no parent's share here."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**20 if sys.platform == "darwin" else 1024)
-
-
 def stitching(root: Path, classes: int) -> list[Row]:
     """Measure 10 and 30 patches of each of 1,000 classes of 2,000 segments."""
     if not (root / workspace.TOML).is_file():
         store_of(workspace_of(root, classes, IMAGES, SIDE, "resnet18"))
     rows = []
     for per_class in (10, 30):
-        used = measured("stitch", str(root), str(per_class))
+        used = measured(__file__, "stitch", str(root), str(per_class))
         what = f"stitch {classes * per_class:,} patches of {classes:,} classes"
         goal = 1.0 if per_class == 10 else None
         peer = SECONDS_GOAL * classes / 1000
@@ -164,7 +135,7 @@ def extraction(root: Path, sizes: tuple[int, ...]) -> list[Row]:
         space = root / f"{classes}"
         if not (space / workspace.TOML).is_file():
             workspace_of(space, classes, 8, 16, "resnet20")
-        used = measured("extract", str(space))
+        used = measured(__file__, "extract", str(space))
         least = rows[0].ours if rows else used["mib"]
         what = f"extract {classes:,} classes ({used['seconds']:.0f} s): peak memory; the fewest"
         rows.append(faster(what, used["mib"], least, 0.9, unit="MiB"))
@@ -172,8 +143,7 @@ def extraction(root: Path, sizes: tuple[int, ...]) -> list[Row]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--job"]:
-        run_job(*sys.argv[2:])
+    if is_job(JOBS):
         return
     parser = arguments(__doc__)
     parser.add_argument("--keep", type=Path, help="make the data here, or find it here")
