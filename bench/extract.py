@@ -318,7 +318,7 @@ class Found:
 
 def scores(extractor: Extractor, found: Found) -> Array:
     """Return the TCAV of given clusters, as this extractor sees their members."""
-    _, against = extractor.background(found.class_id, found.held_out)
+    _, against = extractor.background(found.class_id, extractor.images.load(found.held_out))
     seen = extractor.features.segments(found.sources, found.segments)
     rows = [seen.rows(group.members) for group in found.clusters]
     return np.array([tcav(one, against, extractor.config.cav, 0)[0].mean() for one in rows])

@@ -186,9 +186,8 @@ def rounds(
 
     After every round but the last the mask is stored beside `path`, and is where the same call,
     with an equal `about`, goes on; rounds of before are yielded as the last of them. The result
-    is the same, bit for bit, on as many threads (see `engine`). A caller that has stored the
-    result calls `forget`. Raises `RankError` where ranks come to different masks. `track` sees
-    chunks being read.
+    is the same, bit for bit (see `engine`). A caller that has stored it calls `forget`. Raises
+    `RankError` where ranks come to different masks. `track` sees chunks being read.
     """
     done, mask = ranks.once(partial(_begun, path, about))
     reading = _Reading(job, range(done, plan.rounds), track, path.stem)

@@ -128,7 +128,7 @@ def same(make: Callable[[], object], what: str) -> None:
     if odd:
         raise RankError(
             f"{what} of rank {', '.join(odd)} differ from those of rank 0",
-            "run on machines of one kind, with the same number of threads on each",
+            "run on machines of one kind, with the same versions",
         )
 
 

@@ -3,15 +3,17 @@
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import local
 
 import torch
 from torch import Tensor, nn
 
+from dop_fast import threads
 from dop_fast.concepts import fusing
 from dop_fast.concepts.folding import fold
 from dop_fast.concepts.halves import cast, split
 from dop_fast.errors import ModelError
-from dop_fast.models import get_layer
+from dop_fast.models import get_layer, twin
 from dop_fast.precision import autocast, in_bf16
 
 
@@ -41,6 +43,7 @@ class Probe:
         model = copy.deepcopy(teacher).eval().requires_grad_(False)
         fold(model, layer)
         self._model = model.to(device).to(memory_format=torch.channels_last)
+        self._own = local()  # each thread's
         self._halves = split(self._model, layer)
         if self._halves and self.dtype == torch.bfloat16:
             trunk, head = cast(self._halves[0]), self._halves[1]
@@ -53,21 +56,25 @@ class Probe:
         """The type that batches are best made in."""
         return torch.bfloat16 if in_bf16(self.device, self.amp) else torch.float32
 
-    @torch.inference_mode()
     def activations(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the layer's output for each batch, [k c h w], [k tokens c] or [k c].
 
-        Float32, or bfloat16 where the layer computes in it.
+        Float32, or bfloat16 where the layer computes in it. On a CPU as many batches at once as
+        `threads` says, and one more asked for.
         """
-        with self._hooked(keep_gradient=False) as seen:
-            for batch in batches:
-                with autocast(self.device, self.dtype):
-                    if self._halves:
-                        seen.append(self._checked(self._halves[0](batch)))
-                    else:
-                        self._model(batch)
-                yield seen.pop()
-                seen.clear()
+        turns = threads.spread if self.device.type == "cpu" else map
+        yield from turns(self._activation, batches)
+
+    @torch.inference_mode()
+    def _activation(self, batch: Tensor) -> Tensor:
+        with autocast(self.device, self.dtype):
+            if self._halves:
+                return self._checked(self._halves[0](batch))
+            if not hasattr(self._own, "model"):
+                self._own.model = twin(self._model)
+            with self._hooked(self._own.model, keep_gradient=False) as seen:
+                self._own.model(batch)
+                return seen[-1]
 
     def gradients(self, batches: Iterable[Tensor], class_id: int, kind: str) -> Tensor:
         """Return d h_k / d l of Eq. 5, float32 shaped as the layer's output, for k = `class_id`.
@@ -89,14 +96,14 @@ class Probe:
                 activation = given.to(torch.float32, copy=True).requires_grad_()
                 yield activation, self._halves[1](activation.clone())
             return
-        with self._hooked(keep_gradient=True) as seen:
+        with self._hooked(self._model, keep_gradient=True) as seen:
             for batch in batches:
                 logits = self._model(batch.float())
                 yield seen[-1], logits
                 seen.clear()
 
     @contextmanager
-    def _hooked(self, keep_gradient: bool) -> Iterator[list[Tensor]]:
+    def _hooked(self, model: nn.Module, keep_gradient: bool) -> Iterator[list[Tensor]]:
         """Collect the layer's outputs; with `keep_gradient` as leaves that the rest depends on."""
         seen: list[Tensor] = []
 
@@ -104,7 +111,7 @@ class Probe:
             seen.append(self._checked(output).detach().requires_grad_(keep_gradient))
             return seen[-1].clone()  # what follows may work in place
 
-        handle = get_layer(self._model, self.layer).register_forward_hook(look)
+        handle = get_layer(model, self.layer).register_forward_hook(look)
         try:
             yield seen
         finally:

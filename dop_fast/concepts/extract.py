@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import nn
 
-from dop_fast import ranks, seeding
+from dop_fast import ranks, seeding, threads
 from dop_fast.concepts.activations import Probe
 from dop_fast.concepts.cavs import RandomSets, hold, p_value, tcav
 from dop_fast.concepts.clusters import Cluster, cluster
@@ -22,7 +23,7 @@ from dop_fast.errors import DataError
 from dop_fast.images import ImageSet
 from dop_fast.models import bottleneck, fingerprint
 from dop_fast.precision import in_bf16
-from dop_fast.types import Array, ClassConcepts, Concept, Track, untracked
+from dop_fast.types import Array, ClassConcepts, Concept, Segments, Track, untracked
 
 FEWEST_IMAGES = 8
 """Images a class needs to be split into some to find concepts in and others to score them on."""
@@ -76,7 +77,17 @@ class Extractor:
                 f"class {self.images.classes[class_id]} has no segment of the size asked",
                 f"ask for less than {self.config.min_area:g}: dopfast extract --min-area 0",
             )
-        null, against = self.background(class_id, held_out)  # first: sees segments of all classes
+        photos = self.images.load(held_out)
+        with threads.single(), threadpool_limits(1):  # of BLAS and of scikit-learn
+            # first: sees segments of all classes
+            null, against = self.background(class_id, photos)
+            found = self._concepts(class_id, sources, segments, null, against)
+        placed = replace(segments, image=discovery[segments.image].astype(np.int32))
+        return ClassConcepts(class_id, placed, self._best(found))
+
+    def _concepts(
+        self, class_id: int, sources: Array, segments: Segments, null: Array, against: RandomSets
+    ) -> list[tuple[Concept, Cluster]]:
         seen = self.features.segments(sources, segments)
         clusters = cluster(
             seen.pooled.cpu().numpy(), segments.image, self.config, self._derive(class_id, "kmeans")
@@ -88,8 +99,7 @@ class Extractor:
             p = p_value(runs, null)
             concept = Concept(group.members, float(runs.mean()), runs, p, accuracy)
             found.append((concept, group))
-        placed = replace(segments, image=discovery[segments.image].astype(np.int32))
-        return ClassConcepts(class_id, placed, self._best(found))
+        return found
 
     def split(self, class_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the class's images to find concepts in, and others to score them on, sorted.
@@ -157,19 +167,22 @@ class Extractor:
         rng = seeding.stream(self.seed, "extract", class_id, "pool")
         images = rng.permutation(self.images.of_class(class_id))
         if self.config.negatives == "photos":
-            return self.features.photos(self.images.load(images[:count]))
+            photos = self.images.load(images[:count])
+            with threads.single():
+                return self.features.photos(photos)
         sources = self.images.load(images[: min(count, self.config.images)])
         segments = segment(sources, self.config)
         chosen = rng.permutation(len(segments))[:count]
-        seen = self.features.segments(sources, segments.select(np.sort(chosen)))
-        return seen.rows(np.arange(len(chosen)))
+        with threads.single():
+            seen = self.features.segments(sources, segments.select(np.sort(chosen)))
+            return seen.rows(np.arange(len(chosen)))
 
-    def background(self, class_id: int, held_out: Array) -> tuple[Array, RandomSets]:
+    def background(self, class_id: int, photos: Array) -> tuple[Array, RandomSets]:
         """Return the TCAV scores to beat [s], and the random sets they are taken over.
 
-        For two random sets, each as likely the concept, a score above one half is as likely as
-        one below. ACE's single random concept scores by its own luck instead: two of them agree
-        on half of the significant concepts.
+        Gradients are those of `photos` uint8[t h w 3]. For two random sets, each as likely the
+        concept, a score above one half is as likely as one below. ACE's single random concept
+        scores by its own luck instead: two of them agree on half of the significant concepts.
         """
         rows, labels = self.random
         size, sets = self.config.max_members, self.config.random_sets + 1
@@ -178,7 +191,7 @@ class Extractor:
         rounds = -(-size * sets // len(others))  # more than one: too few for all sets to differ
         drawn = np.concatenate([rng.permutation(others) for _ in range(rounds)])[: size * sets]
         groups = rows[torch.from_numpy(drawn).to(rows.device)].reshape(sets, size, -1)
-        gradients = self.features.gradients(self.images.load(held_out), class_id)
+        gradients = self.features.gradients(photos, class_id)
         against = hold(groups[1:], gradients)
         if self.config.null == "half":
             return np.full(sets - 1, 0.5), against

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dop_fast import threads
 from dop_fast.concepts.activations import Probe, pool
 from dop_fast.config import DataConfig, ExtractConfig
 from dop_fast.errors import ModelError
@@ -112,13 +114,14 @@ class Exact:
         return flat(self.probe.gradients(batches, class_id, self.config.gradient))
 
     def _composed(self, sources: Tensor, segments: Segments, index: Array) -> Iterator[Tensor]:
-        """Yield batches, each in the memory of the one before."""
+        """Yield batches, in the memory of those that `Probe.activations` is done with."""
         size = sources.shape[1]
         most = at_once(self.config, size, self.probe.device)
         entry = Entry(size, self.config.fill, self.data.mean, self.data.std)
-        shape = (min(most, len(index)), size, size, 3)
-        out = torch.empty(shape, dtype=self.probe.dtype, device=sources.device)
+        shape = (threads.width() + 1, min(most, len(index)), size, size, 3)
+        memory = cycle(torch.empty(shape, dtype=self.probe.dtype, device=sources.device))
         for start in range(0, len(index), most):
+            out = next(memory)
             yield compose(sources, segments, index[start : start + most], entry, out)
 
 

@@ -6,9 +6,9 @@ recorded forward. All are of the mean over all samples: a chunk's mean counts by
 for more.) Batch norm takes its statistics over a chunk; everything else is in evaluation mode,
 so that dropout is off and both passes of a Hessian product see one function.
 
-Equal calls give equal bits on one device with the same versions and as many PyTorch threads, among
-which convolutions split their sums. So nothing here or in kernels may change that number. Ranks
-that call alike share the chunks, and each gets the result: the same bits for any number of them.
+Equal calls give equal bits on one device with the same versions. On a CPU each chunk is one
+thread's, see `threads`: among several of them convolutions would split their sums. Ranks that call
+alike share the chunks, and each gets the result. The bits are those of one thread and one rank.
 
 Finite differences are no substitute: at ReLUs they see kinks that the Hessian does not.
 """

@@ -1,11 +1,14 @@
 """Gradients and Hessian products, chunk by chunk."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from operator import attrgetter
-from typing import Literal, TypeAlias
+from threading import Event, local
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +16,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dop_fast import ranks
+from dop_fast import ranks, threads
 from dop_fast.engine.autograd import ByAutograd
 from dop_fast.engine.memory import free_bytes
 from dop_fast.engine.sweeps import Recording
 from dop_fast.engine.tape import Slope, Unsupported
 from dop_fast.errors import DataError, ModelError
-from dop_fast.models import prunable
-from dop_fast.types import Batches, Loss
+from dop_fast.models import prunable, twin
+from dop_fast.types import Batch, Batches, Loss
 
 Precision: TypeAlias = Literal["exact", "fast"]
 """exact: in the model's type throughout. fast: the forward so, all after it in bfloat16, sums in
@@ -41,8 +44,9 @@ class Nothing:
 
 
 Chunk: TypeAlias = Recording | ByAutograd | Nothing
+R = TypeVar("R")
 SHARE = 0.25
-"""Of the free memory, what forwards may be kept in between the two passes."""
+"""Of the free memory: for forwards kept between the two passes, and for those worked on at once."""
 
 _SWITCHES = tuple(
     attrgetter(path)(torch.backends)
@@ -65,9 +69,9 @@ def gradients(
     """
     with _scene(model, loss, precision, names) as scene:
         mean = _Mean(scene.weights)
-        for chunk, count in scene.chunks(batches):
-            mean.add(chunk.gradient(keep=False), count)
-            del chunk
+        for slopes, count in scene.each(batches, lambda chunk: chunk.gradient(keep=False)):
+            mean.add(slopes, count)
+            del slopes
         return mean.finite("the gradient")
 
 
@@ -86,26 +90,35 @@ def hessian_gradient(
     `gradients`.
     """
     with _scene(model, loss, precision) as scene:
-        kept, slope, product = [], _Mean(scene.weights), _Mean(scene.weights)
+        kept: list[tuple[Chunk, int]] = []
+        slope, product = _Mean(scene.weights), _Mean(scene.weights)
         room = SHARE * free_bytes(scene.device) if keep else 0.0
-        for chunk, count in scene.chunks(batches):
+
+        def first(chunk: Chunk) -> tuple[Chunk | None, dict[str, Slope]]:
             hold = room > 0
-            slope.add(chunk.gradient(keep=hold), count)
-            if hold:
+            slopes = chunk.gradient(keep=hold)
+            return chunk if hold else None, slopes
+
+        for (chunk, slopes), count in scene.each(batches, first):
+            slope.add(slopes, count)
+            if chunk is not None and slope.rounds == len(kept) + 1:
                 kept.append((chunk, count))
-                # the next chunk needs as much again while it is worked on
+                # those worked on meanwhile need as much again, and the next ones
                 room -= chunk.saved_bytes()
-                room = room if room > 2 * chunk.saved_bytes() else 0
-            del chunk
+                room = room if room > 2 * threads.width() * chunk.saved_bytes() else 0
+            del chunk, slopes
         g, done = slope.finite("the gradient"), len(kept)
-        while kept:
-            chunk, count = kept.pop(0)  # in order: sums must not depend on the memory that is free
-            product.add(chunk.products([g])[0], count)
-            del chunk
-        if done < slope.rounds:
-            for chunk, count in scene.chunks(batches, done):
-                product.add(chunk.products([g])[0], count)
-                del chunk
+
+        def second(chunk: Chunk) -> dict[str, Slope]:
+            return chunk.products([g])[0]
+
+        # in order: sums must not depend on the memory that is free
+        held = (kept.pop(0) for _ in range(done))
+        again = threads.spread(lambda pair: (second(pair[0]), pair[1]), held)
+        rest = scene.each(batches, second, done) if done < slope.rounds else ()
+        for slopes, count in chain(again, rest):
+            product.add(slopes, count)
+            del slopes
         return product.finite("the Hessian's product with the gradient")
 
 
@@ -123,10 +136,10 @@ def hessian_products(
     """
     with _scene(model, loss, precision, vectors[0]) as scene:
         means = [_Mean(scene.weights) for _ in vectors]
-        for chunk, count in scene.chunks(batches):
-            for mean, slopes in zip(means, chunk.products(vectors), strict=True):
+        for products, count in scene.each(batches, lambda chunk: chunk.products(vectors)):
+            for mean, slopes in zip(means, products, strict=True):
                 mean.add(slopes, count)
-            del chunk
+            del products, slopes
         return [mean.finite("the Hessian's product") for mean in means]
 
 
@@ -202,38 +215,61 @@ def _shaped(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A model's prunable weights, and how a chunk's loss depends on them."""
+    """A model's prunable weights, and how a chunk's loss depends on them.
+
+    `sizes`: what each chunk so far holds in memory; one is `known`.
+    """
 
     weights: dict[str, Tensor]
     run: Callable[[Tensor, Tensor], Tensor]
     low: torch.dtype | None
+    room: float
+    sizes: list[int] = field(default_factory=list)
+    known: Event = field(default_factory=Event)
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.weights.values())).device
 
-    def chunks(self, batches: Batches, first: int = 0) -> Iterator[tuple[Chunk, int]]:
-        """Yield this rank's chunk of each round, from round `first` on, and its samples' number."""
+    def each(
+        self, batches: Batches, work: Callable[[Chunk], R], first: int = 0
+    ) -> Iterator[tuple[R, int]]:
+        """Yield `work` of this rank's chunk of each round, from round `first` on, and its size.
+
+        On a CPU several chunks are worked on at once, as far as there is memory for them.
+        """
         if iter(batches) is batches:
             raise DataError(
                 "the batches can be gone through only once", "give a list, not a generator"
             )
-        for batch in ranks.turns(batches, first):
+
+        def one(batch: "Batch | None") -> tuple[R, int]:
             if batch is None:
-                yield Nothing(), 0
-                continue
+                return work(Nothing()), 0
             images, labels = batch
-            del batch
-            yield self.chunk(images, labels), len(labels)
-            del images, labels  # before the next are read; users `del chunk` for the same reason
+            try:
+                chunk = self.chunk(images, labels)
+            finally:
+                self.known.set()  # or never will be
+            return work(chunk), len(labels)
+
+        return threads.spread(one, ranks.turns(batches, first), self._at_once)
 
     def chunk(self, images: Tensor, labels: Tensor) -> Chunk:
         """Run a chunk forward."""
         run = partial(self.run, _dense(images.to(self.device)), labels.to(self.device))
         try:
-            return Recording(run, self.weights, self.low)
+            recording = Recording(run, self.weights, self.low)
         except Unsupported:
+            self.sizes.append(sys.maxsize)
             return ByAutograd(run, self.weights)
+        self.sizes.append(recording.saved_bytes())
+        return recording
+
+    def _at_once(self) -> int:
+        """Return how many chunks there is memory for; waits for the first one's forward."""
+        self.known.wait()
+        return int(self.room / (2 * max(self.sizes, default=1)))
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -256,10 +292,15 @@ def _scene(
     others = {name: value.detach() for name, value in model.named_parameters()}
     weights = {name: _dense(others[name]) for name in names or found}
 
+    own = local()
+    own.model = model  # this thread's
+
     def run(images: Tensor, labels: Tensor) -> Tensor:
         # copies: batch norm must not move the running statistics of the model
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return loss(functional_call(model, {**others, **weights, **buffers}, (images,)), labels)
+        if not hasattr(own, "model"):
+            own.model = twin(model)
+        return loss(functional_call(own.model, {**others, **weights, **buffers}, (images,)), labels)
 
     modes = {module: module.training for module in model.modules()}
     device = next(iter(weights.values())).device
@@ -267,8 +308,10 @@ def _scene(
     try:
         for module in modes:
             module.training = isinstance(module, _BatchNorm)
-        with _full_precision(), torch.autocast(device.type, enabled=False), _derivable():
-            yield _Scene(weights, run, low)
+        steady = threads.single() if device.type == "cpu" else nullcontext()
+        autocast = torch.autocast(device.type, enabled=False)
+        with steady, _full_precision(), autocast, _derivable():
+            yield _Scene(weights, run, low, SHARE * free_bytes(device))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -6,7 +6,8 @@ operation without a rule of its own is derived by autograd, on its own, exactly 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias
+from threading import Lock, get_ident
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -239,16 +240,28 @@ def _functional(func: Any) -> Any:
     return found
 
 
+_APPLY = Function.__dict__["apply"]
+_recording: set[int] = set()
+"""The threads that refuse custom functions; others still call them."""
+_change = Lock()
+
+
 @contextmanager
 def no_custom_functions() -> Iterator[None]:
     """Refuse torch.autograd.Function, whose backward a recorder below autograd does not see."""
-
-    def refuse(cls: type, /, *args: object, **kwargs: object) -> NoReturn:
-        raise Unsupported(f"{cls.__name__} has a backward of its own")
-
-    found = Function.__dict__["apply"]
-    Function.apply = classmethod(refuse)
+    with _change:
+        _recording.add(get_ident())
+        Function.apply = classmethod(_apply)
     try:
         yield
     finally:
-        Function.apply = found
+        with _change:
+            _recording.remove(get_ident())
+            if not _recording:
+                Function.apply = _APPLY
+
+
+def _apply(cls: type, /, *args: object, **kwargs: object) -> Any:
+    if get_ident() in _recording:
+        raise Unsupported(f"{cls.__name__} has a backward of its own")
+    return _APPLY.__get__(None, cls)(*args, **kwargs)

@@ -1,6 +1,6 @@
 """Classifiers by name, their weights on disk, and the layers and weights that we look at."""
 
-from dop_fast.models.layers import bottleneck, get_layer, prunable
+from dop_fast.models.layers import bottleneck, get_layer, prunable, twin
 from dop_fast.models.weights import (
     DEFAULT,
     fingerprint,
@@ -28,4 +28,5 @@ __all__ = [
     "read_tensors",
     "save_tensors",
     "save_weights",
+    "twin",
 ]

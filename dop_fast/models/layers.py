@@ -1,5 +1,6 @@
 """The layers and weights that we look at, in networks of any kind."""
 
+import copy
 import difflib
 from collections import Counter
 from dataclasses import dataclass
@@ -38,6 +39,21 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
         return modules[name]
     near = difflib.get_close_matches(name, modules, 3) or [key for key, _ in model.named_children()]
     raise ModelError(f"the network has no layer {name!r}", f"nearest: {', '.join(near)}")
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Return the network for another thread: modules of its own, with the same tensors.
+
+    Raises ModelError where they cannot be copied.
+    """
+    shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, shared)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the network cannot be copied for a second thread: {error}",
+            "work on one: set OMP_NUM_THREADS=1",
+        ) from error
 
 
 def bottleneck(model: nn.Module, example: Tensor) -> str:
