@@ -5,12 +5,12 @@ Settings of a stage are those of its command, by name, and stand over those of d
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dop_fast import pipeline, pruning, workspace
+from dop_fast import options, pipeline, pruning, workspace
 from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TrainConfig
 from dop_fast.interop import export
 from dop_fast.interop import read as read_mask
@@ -47,7 +47,7 @@ def init(
 
 def train(
     folder: str | Path, *, seed: int | None = None, device: str = "auto", force: bool = False,
-    each: Each | None = None, **settings: Any,
+    each: Each | None = None, **settings: Unpack[options.Training],
 ) -> Mapping[str, Any]:  # fmt: skip
     """Train the teacher of a workspace; return its accuracies. `each` is given every epoch."""
     space = workspace.load(Path(folder))
@@ -60,7 +60,7 @@ def train(
 
 def extract(
     folder: str | Path, *, seed: int | None = None, device: str = "auto", force: bool = False,
-    **settings: Any,
+    **settings: Unpack[options.Extraction],
 ) -> PatchStore:  # fmt: skip
     """Find the concepts of every class of a workspace; goes on where it was interrupted."""
     space = workspace.load(Path(folder))
@@ -71,7 +71,11 @@ def extract(
 
 
 def stitch(
-    folder: str | Path, *, seed: int | None = None, force: bool = False, **settings: Any
+    folder: str | Path,
+    *,
+    seed: int | None = None,
+    force: bool = False,
+    **settings: Unpack[options.Stitching],
 ) -> Stitched:
     """Stitch the concepts of a workspace into patches."""
     space = workspace.load(Path(folder))
@@ -82,21 +86,21 @@ def stitch(
 @overload
 def prune(
     target: nn.Module, batches: Batches = (), *, seed: int | None = None,
-    loss: Loss = cross_entropy, image: Sequence[int] = (), **settings: Any,
+    loss: Loss = cross_entropy, image: Sequence[int] = (), **settings: Unpack[options.Pruning],
 ) -> MaskSet: ...  # fmt: skip
 
 
 @overload
 def prune(
     target: str | Path, *, seed: int | None = None, device: str = "auto", name: str = "",
-    force: bool = False, **settings: Any,
+    force: bool = False, **settings: Unpack[options.Pruning],
 ) -> MaskSet: ...  # fmt: skip
 
 
 def prune(
     target: nn.Module | str | Path, batches: Batches = (), *, seed: int | None = None,
     loss: Loss = cross_entropy, image: Sequence[int] = (), device: str = "auto", name: str = "",
-    force: bool = False, **settings: Any,
+    force: bool = False, **settings: Unpack[options.Pruning],
 ) -> MaskSet:  # fmt: skip
     """Return a mask of the best weights: of a network, scored on `batches`, or of a workspace's.
 
@@ -116,7 +120,8 @@ def prune(
 
 def finetune(
     folder: str | Path, mask: str | None = "", *, name: str = "", seed: int | None = None,
-    device: str = "auto", force: bool = False, each: Each | None = None, **settings: Any,
+    device: str = "auto", force: bool = False, each: Each | None = None,
+    **settings: Unpack[options.Training],
 ) -> Mapping[str, Any]:  # fmt: skip
     """Train a workspace's network under a mask of it, and return what came out, as `train`.
 

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import dop_fast
-from dop_fast import api, criteria, masks, models
+from dop_fast import api, criteria, masks, models, options
+from dop_fast.config import ExtractConfig, PruneConfig, StitchConfig, TrainConfig
 from dop_fast.errors import ConfigError, DataError, ModelError
 
 
@@ -32,6 +35,23 @@ def test_every_public_name_is_one_of_the_api() -> None:
     for name in dop_fast.__all__:
         assert getattr(dop_fast, name) is getattr(api, name)
         assert getattr(dop_fast, name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "more"),
+    [
+        (options.Extraction, ExtractConfig, {}),
+        (options.Stitching, StitchConfig, {}),
+        (options.Pruning, PruneConfig, {}),
+        (options.Training, TrainConfig, {"recipe": str}),
+    ],
+)
+def test_keyword_arguments_have_the_names_and_types_of_the_settings(
+    kind: type, config: type, more: dict[str, type]
+) -> None:
+    hints = get_type_hints(config)
+    own = {item.name: hints[item.name] for item in fields(config)}
+    assert get_type_hints(kind) == {**own, **more}
 
 
 @pytest.mark.parametrize("criterion", ["snip", "grasp"])
