@@ -1,5 +1,7 @@
 import re
+import runpy
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,6 +20,13 @@ LINES = [
     for line in block.splitlines()
     if line.removeprefix("$ ").startswith("dopfast ")
 ]
+SCRIPTS = sorted(
+    {
+        script
+        for page in PAGES
+        for script in re.findall(r"bench/[a-z]+\.py", page.read_text("utf-8"))
+    }
+)
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)
@@ -33,6 +42,26 @@ def test_every_command_in_the_documents_exists_with_its_options(page: str, line:
     for parameter in command.params:
         if parameter.name in values:
             parameter.type_cast_value(context, values[parameter.name])
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(
+        {
+            line
+            for page in PAGES
+            for line in re.findall(r"bench/[a-z]+\.py", page.read_text(encoding="utf-8"))
+        }
+    ),
+)
+def test_every_benchmark_that_a_page_names_says_what_it_does(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert ended.value.code == 0 and "--json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", COMMANDS)

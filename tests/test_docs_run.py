@@ -3,6 +3,7 @@
 Where a page begins with a network and images that take hours, its workspace gets small ones.
 """
 
+import os
 import re
 import runpy
 import shlex
@@ -16,7 +17,7 @@ from small_space import NETWORK, SETTINGS
 from torch import nn
 
 import dop_fast
-from dop_fast import criteria
+from dop_fast import criteria, models
 from dop_fast.cli.main import dopfast
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,9 @@ PAGES = ("README.md", "docs/tutorial.md", "docs/api.md", "docs/criterion.md", "d
 NEEDS = {"README.md": ("onnxscript",), "docs/own-model.md": ("timm", "transformers", "onnxscript")}
 LARGE = {"README.md": "photos", "docs/tutorial.md": "flowers.zip"}
 """Pages that are about large networks, and their images."""
+MEASURED = ("docs/results.md", "docs/reliability.md")
+"""Pages of several workspaces, whose commands take hours: their numbers are made small."""
+SMALL = {"epochs": "1", "per-class": "2", "budget": "12", "splits": "1", "batch-size": "12"}
 BLOCK = re.compile(r"```(python|console|sh)\n(.*?)```", re.S)
 
 
@@ -49,6 +53,24 @@ def photographs(images: Path, folder: Path) -> None:
         for copy in range(3):
             shutil.copyfile(image, target / f"{copy}-{file}")
     shutil.make_archive(str(folder / "flowers"), "zip", folder / "photos")
+
+
+def begin_anew(folder: Path, images: Path) -> None:
+    """Go to a new folder with the files that measured workspaces begin with."""
+    folder.mkdir()
+    for name in ("part.zip", "cifar10.zip", "flowers.zip"):
+        shutil.copyfile(images, folder / name)
+    for name in ("cifar10-short.toml", "cifar10-crops.toml"):
+        (folder / name).write_text(SWEEP, encoding="utf-8")
+    teacher = models.build("resnet20", 3, 0)
+    models.save_weights(folder / "resnet20_cifar10.safetensors", teacher, {})
+    os.chdir(folder)
+
+
+def in_small(line: str) -> str:
+    for name, number in SMALL.items():
+        line = re.sub(rf"(--{name}) \S+", rf"\1 {number}", line)
+    return line
 
 
 def command(line: str) -> None:
@@ -108,3 +130,28 @@ def test_every_block_of_a_page_runs(
             Path(file[1]).write_text(block, encoding="utf-8")
         else:
             exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", MEASURED)
+def test_every_command_of_a_measured_page_runs_in_small(
+    page: str, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tiny_images, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    for number, (kind, block) in enumerate(blocks):
+        if kind == "python":
+            exec(compile(block, page, "exec"), {})
+            continue
+        for line in block.replace("$ ", "").splitlines():
+            if line == "dopfast demo":
+                continue  # it has tests of its own
+            if "dopfast init" in line:
+                begin_anew(tmp_path / str(number), tmp_path / "flowers.zip")
+            command(in_small(line))
+            if "dopfast init" in line:
+                make_small("flowers.zip")
+            if "safetensors" in line:  # its teacher was trained already
+                small = models.build("net:small", 3, 0, Path.cwd())
+                models.save_weights(Path("teacher.safetensors"), small, {})
