@@ -153,6 +153,12 @@ def test_a_film_shows_the_segment_on_grey_above_its_photograph(
     assert film[below + half + 6 :, half + 6 : side].mean() == pytest.approx(outside, abs=12)
 
 
+def test_all_films_of_a_page_are_equally_wide(page: Page) -> None:
+    films = [image for image in page.images if "concept" in str(image["alt"])]
+    assert len(films) == 6  # of 12 segments and of 4
+    assert len({image["width"] for image in films}) == 1
+
+
 def test_stitched_patches_tell_their_coverage(space: Workspace, page: Page) -> None:
     found = gallery.stitching(PatchStore(space.patches))
     assert found is not None

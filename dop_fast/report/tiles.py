@@ -42,14 +42,14 @@ def fit(pixels: Array, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((side, side), how)
 
 
-def grid(rows: list[list[Image.Image]], gap: int = GAP) -> Image.Image:
-    """Return equal square tiles as one picture with a transparent gap between them."""
-    side = rows[0][0].width
-    width = max(map(len, rows)) * (side + gap) - gap
-    sheet = Image.new("RGBA", (width, len(rows) * (side + gap) - gap), (0, 0, 0, 0))
+def grid(rows: list[list[Image.Image]], columns: int = 1) -> Image.Image:
+    """Return equal square tiles as one picture with transparent gaps, at least `columns` wide."""
+    step = rows[0][0].width + GAP
+    width = max(columns, *map(len, rows)) * step - GAP
+    sheet = Image.new("RGBA", (width, len(rows) * step - GAP), (0, 0, 0, 0))
     for y, row in enumerate(rows):
         for x, tile in enumerate(row):
-            sheet.paste(tile, (x * (side + gap), y * (side + gap)))
+            sheet.paste(tile, (x * step, y * step))
     return sheet
 
 
@@ -71,7 +71,7 @@ def film(
         region[top:bottom, left:right] = segments.mask(i)
         above.append(fit(_on_fill(photographs[image], region, fill), layout.side))
         below.append(outlined(photographs[image], region, layout.side))
-    return grid([above, below])
+    return grid([above, below], layout.count)  # few are no larger than many
 
 
 def _on_fill(pixels: Array, region: Array, fill: int) -> Array:
