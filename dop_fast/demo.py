@@ -138,10 +138,15 @@ def write_images(
     partial.rename(folder)
 
 
+def has_truth(folder: Path) -> bool:
+    """Return whether `write_images` made the folder."""
+    return (folder / TRUTH).is_file()
+
+
 def load_truth(folder: Path) -> Truth:
     """Read the truth that `write_images` put into `folder`."""
     path = folder / TRUTH
-    if not path.is_file():
+    if not has_truth(folder):
         raise DataError(f"{folder} has no {TRUTH}", "make the demo's images: dopfast demo")
     with np.load(path) as content:
         names, bits, size = content["names"].tolist(), content["bits"], int(content["size"])

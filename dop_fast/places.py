@@ -128,12 +128,26 @@ class Place:
         return f"{checksum:08x}"
 
     def begin(self) -> "Place":
-        """Return where to write what will be here once it is finished."""
+        """Return where to write what will be here once it is finished.
+
+        Nobody else may be writing to the store: what killed writers left is removed.
+        """
         if self.folder is None:
             return self
+        begun = self._beside("")
+        for path in (
+            *Path(begun.address).glob("*.partial"),
+            *Path(begun.address).glob("*/*.partial"),
+        ):
+            if path.is_file():  # Zarr's own: metadata that did not get their name
+                path.unlink()
+        return begun
+
+    def _beside(self, mark: str) -> "Place":
         if self.name:
-            return Place(self.address, self.name + ".partial")
-        return Place(self.folder.with_name(self.folder.name + ".partial"))
+            return Place(self.address, f"{self.name}{mark}.partial")
+        path = Path(self.address)
+        return Place(path.with_name(f"{path.name}{mark}.partial"))
 
     def remove(self) -> None:
         """Remove what is there, if there is anything."""
@@ -148,8 +162,12 @@ class Place:
         """Declare what was begun finished, and put it here in place of what was here."""
         begun.seal()
         if self.folder and begun.folder:
-            self.remove()
+            old = self._beside(".old")  # at once, so that no half of it is ever here
+            old.remove()
+            if self.exists() and old.folder:
+                self.folder.rename(old.folder)
             begun.folder.rename(self.folder)
+            old.remove()
 
 
 async def _refuse_gaps(store: Store, array: Any) -> None:

@@ -77,18 +77,18 @@ def begin(folder: Path, about: About, force: bool = False) -> Run:
     A run of other settings raises StoreError; `force` deletes whatever run is there. A folder
     with files that is no run is never touched.
     """
-    begun = f"{MANIFEST}.*.partial"
-    if folder.is_dir() and not all(path.match(begun) for path in folder.iterdir()):
+    if folder.is_dir() and not disk.only_begun(folder, MANIFEST):
         there = read(folder)
         if not force:
             _refuse_other(there, about)
             return there
-        for path in folder.iterdir():
-            if path.name != MANIFEST:  # until it is replaced this is a run, which may be replaced
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, about, _versions(), _commit(), _now())
-    write_json(folder / MANIFEST, _manifest(run))
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # nothing goes on from that of another run
+    write_json(folder / MANIFEST, _manifest(run))  # a finished one never stands above no weights
+    for path in folder.iterdir():
+        if path.name != MANIFEST:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return run
 
 

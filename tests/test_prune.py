@@ -73,6 +73,10 @@ def test_an_interrupted_pruning_goes_on_to_the_same_bytes(
     assert path.read_bytes() == whole
     assert [left.name for left in space.masks.iterdir()] == [path.name]
 
+    path.with_name(f"{path.name}.rounds").write_bytes(whole)  # killed before it was removed
+    pipeline.prune(space, config, 0, CPU)
+    assert [left.name for left in space.masks.iterdir()] == [path.name]
+
 
 def test_every_round_is_shown_with_the_chunks_that_it_reads(space: Workspace) -> None:
     seen: list[str] = []

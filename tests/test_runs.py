@@ -78,6 +78,26 @@ def test_another_run_is_refused_unless_forced(tmp_path: Path, other: About) -> N
     assert runs.read(tmp_path / "a").about.kind == other.kind
 
 
+def test_a_replacement_that_is_interrupted_leaves_a_finished_run_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.begin(tmp_path / "a", ABOUT)
+    (tmp_path / "a" / runs.WEIGHTS).touch()
+    runs.finish(tmp_path / "a", {})
+    for interrupted in (runs, "write_json"), (Path, "unlink"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(*interrupted, interrupt)
+            runs.begin(tmp_path / "a", ABOUT, force=True)
+        finished = runs.read(tmp_path / "a").finished
+        assert not finished or (tmp_path / "a" / runs.WEIGHTS).is_file()
+    runs.begin(tmp_path / "a", ABOUT, force=True)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [runs.MANIFEST]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_refusal_names_what_differs(tmp_path: Path) -> None:
     runs.begin(tmp_path / "a", ABOUT)
     with pytest.raises(StoreError, match=r"lr 0\.1, not 0\.2"):

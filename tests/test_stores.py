@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,52 @@ def test_an_interrupted_extraction_goes_on_with_the_class_it_lacks(tmp_path: Pat
         PatchStore(tmp_path / "patches.zarr")
     again = PatchWriter(tmp_path / "patches.zarr", HEADER)
     assert again.done(0) and not again.done(1)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_store_is_whole_whenever_its_replacement_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    made(tmp_path)
+    header, steps = replace(HEADER, fill=0), iter(range(10))
+
+    def stepping(call: Callable[..., object]) -> Callable[..., object]:
+        def stepped(*given: object, **how: object) -> object:
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return call(*given, **how)
+
+        return stepped
+
+    def replaced() -> None:
+        writer = PatchWriter(tmp_path / "patches.zarr", header)
+        for class_id in range(2):
+            if not writer.done(class_id):
+                writer.write(one_class(class_id))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", stepping(Path.rename))
+            patch.setattr(shutil, "rmtree", stepping(shutil.rmtree))
+            writer.finish()
+
+    with pytest.raises(KeyboardInterrupt):
+        replaced()
+    if exists(tmp_path / "patches.zarr"):
+        there = PatchStore(tmp_path / "patches.zarr")
+        assert [len(there.concepts(i).concepts) for i in (0, 1)] == [2, 2 * (not there.header.fill)]
+    replaced()
+    assert PatchStore(tmp_path / "patches.zarr").header.fill == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["patches.zarr"]
+
+
+def test_what_zarr_was_writing_when_it_was_killed_is_removed(tmp_path: Path) -> None:
+    writer = PatchWriter(tmp_path / "patches.zarr", HEADER)
+    for folder in ("", "classes/"):
+        (tmp_path / f"patches.zarr.partial/{folder}zarr.0.partial").touch()
+    del writer
+    store = made(tmp_path)
+    (tmp_path / "patches.zarr/zarr.0.partial").touch()
+    store.write_stitched([some_patches(1)], 1, {})
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_class_written_in_part_does_not_count(tmp_path: Path) -> None:

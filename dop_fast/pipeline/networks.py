@@ -55,7 +55,9 @@ def prune(
     plan, about = task.plan, task.about()
     with alone(workspace, f"mask-{path.stem}", path):
         if not force and ranks.once(path.is_file):
-            return path, _same(path, about), task.model
+            kept = _same(path, about)
+            ranks.once(partial(pruning.forget, path))  # by who was killed before
+            return path, kept, task.model
         _prepare(task.criterion, task.model.to(device))
         batches, made = task.batches(device)
         about |= made

@@ -1,10 +1,13 @@
-"""Kill every command at random moments; what the same command makes then is what it always makes.
+"""Kill every command at random; what the same command makes then is what it always makes.
 
 python tests/faults/kill.py [--kills N] [--seed S] [COMMAND ...]
 
-Each command runs undisturbed, then again and again from the same start, killed by SIGKILL at a
-random moment and run once more. Stores and masks must be the same to the byte, weights to the bit,
-on one thread; of manifests and metrics all but times. No file that was being made may be left.
+Each command runs undisturbed, then again and again from the same start, killed by SIGKILL and run
+once more: N times at a random moment, and N times before a random one of its operations on files,
+which time alone would seldom meet. Each draw is from one of N equal parts of its work; where the
+command was done sooner than it was killed, it is killed earlier. Stores, masks and exported files
+must be the same to the byte, weights to the bit, on one thread; of manifests and metrics all but
+times. No file that was being made may be left. The demo is made small: fewer images and epochs.
 """
 
 import argparse
@@ -17,27 +20,66 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from small_space import STAGES, begin, contents  # beside this folder
 
-COMMANDS = {
-    "init": "init --data {root}/data --size 32 --teacher resnet20 --force",
-    "train": "train --epochs 3",
+from dop_fast.models import fingerprint
+
+IN_SPACE = {
+    "init": "init --data {root}/data --size 32 --teacher resnet20",
+    "train": "train --epochs 15",
     "extract": "extract",
-    "stitch": "stitch --per-class 30",
-    "prune": "prune --criterion iter-snip --rounds 8",
-    "finetune": "finetune --epochs 3",
-    "sanity": "sanity --criterion snip --material images --start 6 --budget 12 --splits 2",
+    "stitch": "stitch --per-class 100",
+    "prune": "prune --criterion iter-snip --rounds 12",
+    "finetune": "finetune --epochs 15",
+    "sanity": "sanity --criterion snip --material images,stitched --start 6 --budget 12 --splits 2",
     "report": "report",
     "show": "show concepts",
+    "sweep": "sweep {root}/few.toml",
+    "export-masks": "export masks",
+    "export-dense": "export dense",
+    "export-prune": "export prune",
+    "export-csr": "export csr",
+    "export-onnx": "export onnx",
+    "import": "import {root}/theirs.safetensors",
+    "train-force": "train --epochs 12 --force",
+    "extract-force": "extract --clusters 5 --force",
+    "stitch-force": "stitch --per-class 100 --sigma 0.7 --force",
+    "prune-force": "prune --criterion iter-snip --rounds 12 --force",
+    "finetune-force": "finetune --epochs 12 --force",
+    "sweep-force": "sweep {root}/few.toml --force",
 }
+COMMANDS = {
+    **{name: f"{command} -w {{root}}" for name, command in IN_SPACE.items()},
+    "demo": "demo -o {root}/demo",
+    "demo-force": "demo -o {root}/demo --force",
+}
+FIRST = {  # what is there already, beside every stage
+    "import": "export prune -o {root}/theirs.safetensors -w {root}",
+    "sweep-force": COMMANDS["sweep"],
+    "demo-force": COMMANDS["demo"],
+}
+SWEEP = """
+criteria = ["snip"]
+materials = ["images", "stitched"]
+sparsities = [0.5]
+seeds = 1
+stitch = { sigma = 0.6, per_class = 10 }
+finetune = { epochs = 4, batch_size = 12, lr = 0.02 }
+"""
 TIMES = ("started", "finished", "images_per_s", "time_s", "commit")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link")
 
 
 def draw_images(root: Path) -> None:
@@ -52,18 +94,24 @@ def draw_images(root: Path) -> None:
                 Image.fromarray(pixels).save(root / part / name / f"{index:02}.png")
 
 
-def start(root: Path, command: str) -> int:
-    """Run a command in a fork, which imports nothing anew; return its process."""
+def start(root: Path, command: str, operation: int = 0) -> int:
+    """Run a command in a fork, which imports nothing anew; return its process.
+
+    It is killed before the operation on files of that number, where it is not 0.
+    """
     child = os.fork()
     if child:
         return child
-    with Path(os.devnull).open("w") as quiet:
-        os.dup2(quiet.fileno(), 1)
+    with (root.parent / "said").open("w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
     os.chdir(root)
-    sys.argv = ["dopfast", *command.format(root=root).split(), "-q", "-w", str(root)]
+    sys.argv = ["dopfast", *command.format(root=root).split(), "-q"]
+    make_demo_small()
     from dop_fast.cli.main import main
 
-    code = 1
+    code, done = 1, [0]
+    sys.addaudithook(partial(count, root, done, operation))
     try:
         main()
         code = 0
@@ -72,7 +120,29 @@ def start(root: Path, command: str) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        (root.parent / "operations").write_text(str(done[0]))
         os._exit(code)  # nothing of the parent's goes on in here
+
+
+def count(root: Path, done: list[int], fatal: int, event: str, args: tuple[Any, ...]) -> None:
+    """Count what is done to files below `root`; die before the `fatal`th."""
+    changes = event in OPERATIONS or (event == "open" and args[2] & WRITES)
+    in_folder = event in ("os.remove", "os.rmdir") and args[1] >= 0  # rmtree names no root
+    if changes and (in_folder or str(args[0]).startswith(str(root))):
+        done[0] += 1
+        if done[0] == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_demo_small() -> None:
+    from dop_fast import demo, showcase
+
+    showcase.TEACHER = replace(showcase.TEACHER, epochs=3)
+    showcase.STUDENT = replace(showcase.STUDENT, epochs=2)
+    showcase.EXTRACT = replace(showcase.EXTRACT, images=6, tcav_images=4, random_sets=4)
+    showcase.RIVALS = showcase.RIVALS[2:]
+    if not isinstance(demo.write_images, partial):
+        demo.write_images = partial(demo.write_images, train=12, val=2)
 
 
 def finish(root: Path, command: str) -> float:
@@ -80,21 +150,24 @@ def finish(root: Path, command: str) -> float:
     began = time.perf_counter()
     _, status = os.waitpid(start(root, command), 0)
     if status:
-        raise SystemExit(f"{command} ended with {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(f"{command} failed: {(root.parent / 'said').read_text()}")
     return time.perf_counter() - began
 
 
 def made(root: Path) -> dict[str, object]:
-    """Return what is in the workspace, JSON without its times."""
+    """Return what is in the workspace, but for times."""
     found: dict[str, object] = dict(contents(root))
     for path in root.rglob("*.json*"):
-        if path.name != "zarr.json":
+        if path.name != "zarr.json" and path.is_file():
             rows = [json.loads(text) for text in path.read_text().splitlines()] \
                 if path.suffix == ".jsonl" else json.loads(path.read_text())  # fmt: skip
             found[str(path.relative_to(root))] = timeless(rows)
     for path in root.rglob("checkpoint.safetensors"):  # its metadata tell the epochs' times
-        found.pop(str(path.relative_to(root)))
-    found.pop("report.html", None)  # tells of them too
+        found[str(path.relative_to(root))] = fingerprint(load_file(path))
+    for path in root.rglob("demo/report.html"):  # tells of them too
+        found[str(path.relative_to(root))] = ""
+    for path in root.rglob("*.partial"):  # a folder too, with nothing in it
+        found[str(path.relative_to(root))] = "left"
     return found
 
 
@@ -110,24 +183,74 @@ def differences(root: Path, expected: dict[str, object]) -> list[str]:
                   if found.get(path) != expected.get(path))  # fmt: skip
 
 
-def kill_often(home: Path, name: str, kills: int, lot: random.Random) -> tuple[int, list[str]]:
-    """Return how many of `kills` met the command at work, and what went wrong."""
-    before, root, command = home / f"before-{name}", home / "space", COMMANDS[name]
-    shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(before, root)
-    time_s = finish(root, command)
-    expected, met, wrong = made(root), 0, []
-    for _ in range(kills):
-        shutil.rmtree(root)
-        shutil.copytree(before, root)
-        child = start(root, command)
-        time.sleep(at := lot.uniform(0, time_s))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        met += os.WIFSIGNALED(status)
-        finish(root, command)
-        wrong += [f"{name} killed after {at:.3f} s: {path}" for path in differences(root, expected)]
-    return met, wrong
+class Trial:
+    """A command, the state that it begins from, and what it makes undisturbed."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.before, self.root, self.command = (
+            home / f"before-{name}",
+            home / "space",
+            COMMANDS[name],
+        )
+        times = []
+        for _ in range(3):
+            self.restore()
+            times.append(finish(self.root, self.command))
+        self.time_s, self.expected = min(times), made(self.root)
+        self.operations = int((home / "operations").read_text())
+
+    def restore(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self.before, self.root, symlinks=True)
+
+    def killed(self, share: float, by_time: bool) -> bool:
+        """Kill it when that share of its work is done; return whether it was still at work."""
+        self.restore()
+        if by_time:
+            child = start(self.root, self.command)
+            time.sleep(share * self.time_s)
+            os.kill(child, signal.SIGKILL)
+        else:
+            child = start(self.root, self.command, max(1, round(share * self.operations)))
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    def differences(self) -> list[str]:
+        """Run it once more; return the files that differ then."""
+        try:
+            finish(self.root, self.command)
+        except SystemExit as error:
+            return [str(error)]
+        found = made(self.root)
+        return sorted(path for path in found.keys() | self.expected.keys()
+                      if found.get(path) != self.expected.get(path))  # fmt: skip
+
+    def run(
+        self, kills: int, by_time: bool, lot: random.Random
+    ) -> Iterator[tuple[float, int, list[str]]]:
+        """Yield the share at which each kill met it, after how many tries, and what differs."""
+        for part in range(kills):
+            share, tries = (part + lot.random()) / kills, 1
+            while not self.killed(share, by_time):
+                share, tries = 0.9 * share, tries + 1
+            yield share, tries, self.differences()
+
+
+def begin_each(home: Path, asked: list[str]) -> None:
+    """Make the state that each command begins from: where the stages before it ended."""
+    draw_images(home / "images")
+    begin(home / "all", home / "images")
+    (home / "all/few.toml").write_text(SWEEP)
+    for name in COMMANDS:
+        before = home / f"before-{name}"
+        if name in asked:
+            shutil.copytree(home / "all", before)
+        if name in STAGES:
+            finish(home / "all", COMMANDS[name])
+    for name, first in FIRST.items():
+        if name in asked:
+            finish(home / f"before-{name}", first)
+    if "init" in asked:
+        (home / "before-init/dopfast.toml").unlink()
 
 
 def main() -> None:
@@ -138,24 +261,26 @@ def main() -> None:
     asked = parser.parse_args()
     import torch
 
-    from dop_fast import pipeline, report, sanity  # noqa: F401  # what forks need not import
+    # what forks need not import
+    from dop_fast import interop, pipeline, report, sanity, showcase, sweep  # noqa: F401
+    from dop_fast.interop import graphs  # noqa: F401
 
     torch.set_num_threads(1)
     lot, failed = random.Random(asked.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        draw_images(home / "images")
-        begin(home / "all", home / "images")
-        for name in COMMANDS:  # each begins where those before it ended
-            shutil.copytree(home / "all", home / f"before-{name}")
-            if name in STAGES:
-                finish(home / "all", COMMANDS[name])
-        for name in asked.commands or COMMANDS:
-            met, wrong = kill_often(home, name, asked.kills, lot)
-            print(
-                f"{name:<9} {met} of {asked.kills} kills met it at work, {len(wrong)} differences"
-            )
-            failed += wrong
+        names = asked.commands or [*COMMANDS]
+        begin_each(Path(folder), names)
+        for name in names:
+            trial = Trial(Path(folder), name)
+            for by_time in (True, False):
+                of = f"{trial.time_s:.2f} s" if by_time else f"{trial.operations} operations"
+                done = list(trial.run(asked.kills, by_time, lot))
+                wrong = [f"{name} killed at {share:.3f} of {of}: {path}"
+                         for share, _, paths in done for path in paths]  # fmt: skip
+                tries = sum(tries for _, tries, _ in done)
+                print(f"{name:<14} {len(done)} kills met it at work, of {tries}, "
+                      f"in {of}: {len(wrong)} differences", flush=True)  # fmt: skip
+                failed += wrong
     print("\n".join(failed))
     sys.exit(bool(failed))
 
