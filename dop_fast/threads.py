@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event, local
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,12 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 _width = ContextVar("_width", default=1)
+_piece = local()
+"""In a thread of `spread`, `over`: nobody waits for its work any more."""
+
+
+class Abandoned(Exception):
+    """A piece of work that nobody waits for."""
 
 
 @contextmanager
@@ -47,15 +54,31 @@ def spread(
     if width() == 1:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(width(), "spread")
+    pool, over = ThreadPoolExecutor(width(), "spread"), Event()
     pending: deque[Future[R]] = deque()
+
+    def run(item: T) -> R:
+        _piece.over = over
+        return work(item)
+
     try:
         for item in items:
             while pending and len(pending) >= most():
                 yield pending.popleft().result()
-            pending.append(pool.submit(work, item))
+            pending.append(pool.submit(run, item))
             del item  # before the next one is made
         while pending:
             yield pending.popleft().result()
     finally:
+        over.set()
         pool.shutdown(cancel_futures=True)
+
+
+def go_on() -> None:
+    """Raise `Abandoned` in a piece of work that is over; long ones call it at every step.
+
+    So that after an error, or Ctrl-C, there is no waiting for the rest of the others.
+    """
+    over = getattr(_piece, "over", None)
+    if over is not None and over.is_set():
+        raise Abandoned

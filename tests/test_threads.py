@@ -1,5 +1,6 @@
 """Results do not depend on the number of threads, and work is done by as many as there are."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,54 @@ def test_no_more_are_worked_on_than_is_said() -> None:
         for item in threads.spread(lambda item: item, items(), lambda: 1):
             done.append(item)
     assert done == list(range(6))
+
+
+def test_after_an_error_nobody_waits_for_the_others() -> None:
+    begun, finished = threading.Event(), []
+
+    def work(item: int) -> None:
+        begun.set()
+        for _ in range(10**8):
+            threads.go_on()
+        finished.append(item)
+
+    def items() -> Iterator[int]:
+        yield 0
+        begun.wait()
+        raise KeyboardInterrupt
+
+    with threads_of(2), threads.single(), pytest.raises(KeyboardInterrupt):
+        list(threads.spread(work, items()))
+    assert not finished
+
+
+def test_an_interrupted_chunk_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps, go_on = models.build("resnet20", 10, 0), [], threads.go_on
+    apply = torch.autograd.Function.__dict__["apply"]
+
+    def step() -> None:
+        steps.append(get_ident())
+        go_on()
+
+    monkeypatch.setattr(threads, "go_on", step)
+
+    def batches(reached: int) -> Any:
+        class Two(list[Any]):
+            def __getitem__(self, at: Any) -> Any:
+                if at == 1:
+                    while len(steps) < reached:
+                        pass
+                    raise KeyboardInterrupt
+                return super().__getitem__(at)
+
+        return Two(images(8, 8))
+
+    with threads_of(2), pytest.raises(KeyboardInterrupt):
+        engine.gradients(model, batches(10), cross_entropy)
+    interrupted = len(steps)
+    engine.gradients(model, images(8), cross_entropy)
+    assert interrupted < len(steps) - interrupted
+    assert torch.autograd.Function.__dict__["apply"] is apply
 
 
 def scores(name: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dop_fast import threads
 from dop_fast.engine import curves, linear, norms, products
 from dop_fast.engine.curves import Rectifier
 from dop_fast.engine.generic import generic
@@ -57,6 +58,7 @@ class Recording:
             for name, leaf in self._leaves.items():
                 leaf.tangent = vector[name]
             for operation in self._operations:
+                threads.go_on()
                 operation.output.tangent = operation.tangent(_tangents(operation))
             self._sweep(adjoint=not self._kept, tangent=True, keep=left > 0)
             self._kept = left > 0
@@ -80,6 +82,7 @@ class Recording:
         if adjoint:
             self._end.grad = self._one
         for operation in reversed(self._operations):
+            threads.go_on()
             output = operation.output
             if adjoint:
                 operation.reached = output.grad is not None or output.plain

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dop_fast import threads
+
 Slope: TypeAlias = Tensor | None
 """A derivative; None is zero."""
 
@@ -188,6 +190,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        threads.go_on()
         kwargs = kwargs or {}
         active = any(self.tape.node(leaf) for leaf in tree_leaves((args, kwargs)))
         # what a model computes without gradients is a constant of its derivative
