@@ -51,8 +51,8 @@ def best(result: Mapping[str, Any]) -> str:
 
 
 def _interrupted(done: int, total: int) -> str:
-    of = f" of {total}" if total else ""
-    return f"interrupted; {done} finished epochs{of} are kept" if done else ""
+    kept = "interrupted; what is finished is kept"
+    return f"{kept}: {done} of {total} epochs" if total else kept
 
 
 def _line(epoch: "Epoch", total: int) -> str:

@@ -40,7 +40,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(space: Path) -> None:
     assert process.returncode == 130
     kept = len(runs.metrics(space / "runs" / "teacher"))
     # it may come between the checkpoint and the line of an epoch
-    told = [f"{count} finished epochs of 500 are kept" for count in (kept, kept - 1)]
+    told = [f"what is finished is kept: {count} of 500 epochs" for count in (kept, kept - 1)]
     assert any(text in said for text in told), said
     assert "hint: run the same command again to go on" in said
     assert "Traceback" not in said

@@ -87,30 +87,3 @@ def test_a_claim_that_was_never_signed_holds_no_longer_than_its_owner_needs(
     assert claims.take("a") is None
     os.utime(path, (path.stat().st_mtime - 2 * BEAT_S,) * 2)
     assert claims.take("a") is not None
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["train --force", "extract --force", "stitch --force", "prune --criterion random",
-     "finetune --force", "sanity --criterion snip --start 6 --budget 12", "sweep one.toml"],
-)  # fmt: skip
-def test_ctrl_c_says_what_is_safe_and_gives_back_what_was_claimed(
-    space: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    """The interrupt comes while files are being written, as deep as it may."""
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    for writer in ("stores.PatchWriter.write", "stores._write_shard", "disk.replacing"):
-        monkeypatch.setattr(f"dop_fast.{writer}", interrupt)
-    monkeypatch.chdir(space)
-    Path("one.toml").write_text(
-        'criteria = ["random"]\nmaterials = ["images"]\nsparsities = [0.5]\nseeds = 1\n',
-        encoding="utf-8",
-    )
-    told = run(*command.split(), "--json" if command.startswith("train") else "-q", "-w", space)
-    assert told.code == 130
-    assert "interrupted; what is finished is kept" in told.out + told.err
-    assert "run the same command again" in told.out + told.err
-    assert not list((space / "claims").iterdir())
