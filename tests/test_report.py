@@ -101,6 +101,10 @@ def test_names_are_text_and_never_markup(page: Page) -> None:
     assert " ".join(HOSTILE.split()) in page.text
 
 
+def test_ways_that_were_trained_alike_are_not_said_to_differ(page: Page) -> None:
+    assert "trained alike" not in page.text
+
+
 def test_the_interval_is_students_t_as_computed_by_hand(page: Page) -> None:
     # 0.70, 0.72, 0.71: s = 0.01, t(0.975, 2) = 4.30265, so the half-width is 2.4841 points
     assert table.estimate([0.70, 0.72, 0.71]).half == pytest.approx(0.0248414, abs=1e-6)
@@ -359,6 +363,16 @@ def test_runs_that_differ_in_their_settings_are_no_seeds_of_one_way(
         "grasp · images (epochs 2)": 2,
         "grasp · images (epochs 3)": 1,
     }
+
+
+def test_ways_that_were_not_trained_alike_are_not_compared_in_silence(
+    tmp_path: Path, tiny_images: Path
+) -> None:
+    made = empty(tmp_path, tiny_images)
+    write_run(made, "long", ("grasp", "images", 0.9, 0), 0.7, epochs=3)
+    write_run(made, "short", ("snip", "images", 0.9, 0), 0.6, epochs=2)
+    text = Page(report.write(made).read_text(encoding="utf-8")).text
+    assert "Not all were trained alike: epochs 3 / 2." in text
 
 
 def test_a_way_has_the_colour_of_its_material_whatever_the_criterion() -> None:

@@ -66,10 +66,12 @@ def build(
     same = store is not None and train is not None and train.fingerprint == store.header.data
     masked = [layers.card(name, mask, made[name]) for name, mask in kept.items()]
     cards = gallery.classes(store, train if same else None) if store else ()
+    settings = facts.settings(workspace, facts.used(store, runs, kept))
     content = {
         "title": _title(workspace),
         "overview": facts.overview(workspace, store, train, results),
-        "settings": facts.settings(workspace, facts.used(store, runs, kept)),
+        "settings": settings,
+        "unlike": facts.unlike(settings),
         "steps": facts.steps(store, results, kept),
         "made_by": facts,
         "made": facts.made(runs),

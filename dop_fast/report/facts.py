@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dop_fast.images import ImageSet
 from dop_fast.masks import MaskSet
 from dop_fast.report.table import Result
-from dop_fast.runs import MANIFEST, Run
+from dop_fast.runs import MANIFEST, WITHOUT_EFFECT, Run
 from dop_fast.settings import StageConfig
 from dop_fast.stores import PatchStore
 from dop_fast.workspace import STAGES, Workspace
@@ -24,6 +24,7 @@ class Setting(NamedTuple):
     value: str
     default: str
     sources: str
+    several: bool
 
     @property
     def changed(self) -> bool:
@@ -167,7 +168,8 @@ def _settings(
         sources = dict.fromkeys(told[name] for _, told in used if told.get(name))
         more = f" and {len(values) - NAMED} more" if len(values) > NAMED + 1 else ""
         shown = " / ".join(values[:NAMED] if more else values) + more
-        yield Setting(stage, name, shown, _plain(default), " / ".join(sources))
+        told = " / ".join(sources)
+        yield Setting(stage, name, shown, _plain(default), told, len(values) > 1)
 
 
 def made(runs: Sequence[Run]) -> list[Made]:
@@ -185,6 +187,12 @@ def made(runs: Sequence[Run]) -> list[Made]:
         )
         for way, group in groups.items()
     ]
+
+
+def unlike(settings: Sequence[Setting]) -> list[Setting]:
+    """Return the settings in which fine-tunings differ, and so more than their masks."""
+    of_training = [row for row in settings if row.stage == "finetune" and row.several]
+    return [row for row in of_training if row.name not in WITHOUT_EFFECT]
 
 
 def unfinished(workspace: Workspace, finished: Sequence[Run]) -> list[str]:
