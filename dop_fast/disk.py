@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,7 +38,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         yield path
         return
     folder = path.with_name(path.name + mine)
-    partial = folder / path.name
+    partial, whole = folder / path.name, path.with_name(f"{path.name}.{claims.owner()}.w.partial")
+    _clear(path)
     try:
         with _only_for_now(folder):
             partial.touch()
@@ -47,7 +48,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
             partial.chmod(mode)  # safetensors lets nobody else read what it writes
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            partial.replace(path)
+            partial.replace(whole)
+        whole.replace(path)  # last of all: were the folder still there, a kill would leave it
     except (OSError, SafetensorError) as error:
         if _is_full(error):
             free = shutil.disk_usage(path.parent).free
@@ -55,10 +57,12 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
                 f"the disk is full: {path} needs {size / 1e3:,.0f} kB, {free / 1e3:,.0f} are free",
                 "make room and run the same command again: what was there is intact",
             ) from error
-        if isinstance(error, OSError) and error.filename in (str(folder), str(partial)):
+        if isinstance(error, OSError) and error.filename in (str(folder), str(partial), str(whole)):
             error.filename = str(path)  # what was meant to be written
         raise
-    _clear(path)
+    finally:
+        with suppress(OSError):  # as a rule it is not there
+            whole.unlink()
     _sync_folder(path.parent)
 
 
@@ -74,15 +78,18 @@ def _only_for_now(folder: Path) -> Iterator[None]:
 
 def _clear(path: Path) -> None:
     """Remove what processes that were killed left of their attempts at `path`."""
-    for folder in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        owner = folder.name[len(path.name) + 1 : -len(".partial")]
-        if claims.gone(owner) or _age(folder) > LONG_S:
-            shutil.rmtree(folder, ignore_errors=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        owner = left.name[len(path.name) + 1 :].partition(".")[0]
+        if claims.gone(owner) or _age(left) > LONG_S:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
-def _age(folder: Path) -> float:
+def _age(left: Path) -> float:
     try:
-        return time.time() - folder.stat().st_mtime
+        return time.time() - left.stat().st_mtime
     except FileNotFoundError:  # its process was done in this moment
         return 0.0
 

@@ -28,7 +28,7 @@ def test_what_is_written_is_synced_before_it_gets_its_name(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     disk.write(path, b"new")
-    assert happened == ["a", "rename", tmp_path.name]
+    assert happened == ["a", "rename", "rename", tmp_path.name]
     assert path.read_bytes() == b"new"
     assert [found.name for found in tmp_path.iterdir()] == ["a"]
 
@@ -99,6 +99,22 @@ with disk.replacing(Path({str(tmp_path / name)!r}), 4) as partial:
     assert [path.name[0] for path in sorted(tmp_path.glob("*.partial"))] == ["a", "b"]
     disk.write(tmp_path / "a", b"new")
     assert [path.name[0] for path in sorted(tmp_path.glob("*.partial"))] == ["b"]
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_kill_leaves_the_old_file_or_nothing_but_the_new_one(tmp_path: Path, number: int) -> None:
+    """Whoever sees the new file need not write it again, so nothing would be cleaned."""
+    (tmp_path / "a").write_bytes(b"old")
+    elsewhere(f"""
+events = iter(range(1, 99))
+def hook(event, args):
+    if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"):
+        if next(events) == {number}: os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+disk.write(Path({str(tmp_path / "a")!r}), b"new")
+""")
+    if (tmp_path / "a").read_bytes() == b"new":
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_what_another_machine_is_writing_is_left_alone_for_long(tmp_path: Path) -> None:
