@@ -331,16 +331,26 @@ def _show(ctx: click.Context, outcome: Outcome, *, as_json: bool, quiet: bool) -
         click.echo(json.dumps(about, default=str))
         return
     for line in outcome.lines:
-        click.echo(line)
+        click.echo(_plain(line))
     for line in outcome.warnings:
-        click.echo(_style(f"warning: {line}", fg="yellow"), err=True)
+        click.echo(_style(f"warning: {_plain(line)}", fg="yellow"), err=True)
     if quiet:
         return
     for label, items in (("read", outcome.read), ("wrote", outcome.wrote)):
         for item in items:
-            click.echo(_style(f"{label:<6}{item}", dim=True), err=True)
+            click.echo(_style(f"{label:<6}{_plain(item)}", dim=True), err=True)
     if outcome.next:
         click.echo(_style("next  ", bold=True) + outcome.next, err=True)
+
+
+def _plain(text: str) -> str:
+    """Return a text with control characters escaped: names of files may hold what terminals obey.
+
+    So are bytes of a name that are no text, which cannot be printed.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text
+    )
 
 
 def _style(text: str, **look: Any) -> str:
@@ -403,6 +413,6 @@ def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:
     if _asks_json(argv):
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
         return
-    click.echo(_style("error: ", fg="red", bold=True) + message, err=True)
+    click.echo(_style("error: ", fg="red", bold=True) + _plain(message), err=True)
     if hint:
         click.echo(f"\nhint: {hint}", err=True)
