@@ -135,6 +135,7 @@ def _named(folder: Path, name: str, ending: str = "") -> Path:
 
 def load(root: Path) -> Workspace:
     """Read the workspace at `root`; ConfigError where there is none or it has a wrong key."""
+    _encoded(str(root))
     path = root / TOML
     if not path.is_file():
         raise ConfigError(
@@ -199,13 +200,22 @@ def create(workspace: Workspace, *, force: bool = False) -> Path:
             lines += [f"{mark}recipe = {_toml(values.get('recipe', 'paper'))}"]
     workspace.root.mkdir(parents=True, exist_ok=True)
     path = workspace.root / TOML
-    content = ("\n".join(lines) + "\n").encode()
+    content = _encoded("\n".join(lines) + "\n")
     if path.exists() and path.read_bytes() != content and not force:
         raise StoreError(
             f"{workspace.root} is a workspace already", "make it anew: dopfast init --force ..."
         )
     disk.write(path, content)
     return path
+
+
+def _encoded(text: str) -> bytes:
+    """Return UTF-8; ConfigError for a path that is no text, which no file of weights may have."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        name = ascii(text.splitlines()[text[: error.start].count("\n")])
+        raise ConfigError(f"a name is not UTF-8: {name}", "rename that folder") from error
 
 
 def _section(name: str, config: StageConfig, given: set[str]) -> list[str]:

@@ -74,6 +74,15 @@ def test_the_store_is_a_path_seen_from_the_workspace_or_an_address(tmp_path: Pat
     assert workspace.load(tmp_path).patches == "s3://bucket/x.zarr"
 
 
+def test_a_path_that_is_no_text_is_refused_at_once(tmp_path: Path) -> None:
+    made, other = make(tmp_path / "a"), tmp_path / "\udcff"
+    made.root.rename(other)
+    with pytest.raises(ConfigError, match=r"not UTF-8: .*\\udcff"):
+        workspace.load(other)
+    with pytest.raises(ConfigError, match=r"not UTF-8: 'path = .*\\udcff"):
+        workspace.create(replace(made, data=replace(made.data, path=str(other))), force=True)
+
+
 def test_outside_a_workspace_the_hint_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         workspace.load(tmp_path)

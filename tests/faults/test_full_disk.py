@@ -12,6 +12,14 @@ COMMANDS = {  # and the kilobytes that are left for it: not enough
     "extract --force --min-area 0": 16,
     "stitch --force --per-class 40": 16,
     "prune --criterion random --name new": 4,
+    "import masks/snip-stitched-0.9-s0.safetensors --name new": 4,
+    "export dense": 0,
+    "export onnx": 4,
+    "report": 16,
+    "show concepts": 8,
+    "sanity --criterion snip --material images --start 6 --budget 12 --finetune": 12,
+    "sweep few.toml": 12,
+    "finetune --name new": 12,
 }
 
 
@@ -30,7 +38,13 @@ def cramped(finished: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_loses_nothing_that_was_complete(cramped: Path, run: Run, command: str) -> None:
+def test_a_full_disk_loses_nothing_that_was_complete(
+    cramped: Path, run: Run, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(cramped)
+    Path("few.toml").write_text(
+        'criteria = ["random"]\nsparsities = [0.5]\nseeds = 1\nfinetune = { epochs = 1 }\n'
+    )
     free = shutil.disk_usage(cramped).free
     (cramped.parent / "filler").write_bytes(bytes(free - (COMMANDS[command] << 10)))
     before = contents(cramped)
