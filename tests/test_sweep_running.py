@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from dop_fast import masks, pipeline, runs, sweep, workspace
-from dop_fast.claims import STALE_S, Claims
+from dop_fast.claims import STALE_S, Claim, Claims
 from dop_fast.cli.main import dopfast
 from dop_fast.config import ExtractConfig
 from dop_fast.errors import ModelError, StoreError
@@ -191,6 +191,22 @@ def test_a_process_that_lost_its_claim_leaves_the_cell_to_the_other(space: Works
     assert own.cells[1].run in str(next(steps))
     steps.close()
     assert own.run(own.cells[0]) is None and taken.held
+
+
+def test_nothing_is_removed_where_another_process_does_one_of_the_cells(space: Workspace) -> None:
+    own = book(space, seeds=1, materials=["ones"])
+    drain(sweep.run(own, CPU))
+    with taken(Claims(own.claims.folder), own.cells[-1].key):
+        with pytest.raises(StoreError, match=f"{own.cells[-1].run} is being done by"):
+            drain(sweep.run(own, CPU, force=True))
+        assert all(map(own.run, own.cells))
+    assert not list(own.claims.folder.glob("*.claim"))
+
+
+def taken(claims: Claims, key: str) -> Claim:
+    claim = claims.take(key)
+    assert claim is not None
+    return claim
 
 
 def test_a_cell_that_fails_stops_no_other_and_is_told(

@@ -215,18 +215,25 @@ def _next(book: Book) -> tuple[Cell, Claim] | None:
 
 
 def _clear(book: Book) -> None:
-    """Remove the masks and runs of every cell; StoreError where one is being worked on."""
-    for cell in book.cells:
-        claim = book.claims.take(cell.key)
-        if claim is None:
-            raise StoreError(
-                f"{cell.run} is being done by {book.claims.holder(cell.key)}",
-                "end that process first",
-            )
-        with claim:
+    """Remove the masks and runs of every cell; StoreError, and none, where one is worked on."""
+    taken: list[Claim] = []
+    try:
+        for cell in book.cells:
+            claim = book.claims.take(cell.key)
+            if claim is None:
+                raise StoreError(
+                    f"{cell.run} is being done by {book.claims.holder(cell.key)}",
+                    "end that process first",
+                )
+            taken.append(claim)
+        for cell in book.cells:
             shutil.rmtree(book.space.runs / cell.run, ignore_errors=True)
             if cell.mask:
                 book.mask(cell).unlink(missing_ok=True)
+    finally:
+        for claim in taken:
+            with claim:  # given back
+                pass
 
 
 def _do(
