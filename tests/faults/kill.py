@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -177,21 +177,23 @@ def timeless(content: Any) -> Any:
     return [timeless(value) for value in content] if isinstance(content, list) else content
 
 
-def differences(root: Path, expected: dict[str, object]) -> list[str]:
-    found = made(root)
-    return sorted(path for path in found.keys() | expected.keys()
-                  if found.get(path) != expected.get(path))  # fmt: skip
+class Met(NamedTuple):
+    """A kill that met its command at work, when a share of it was done, and after how many tries.
+
+    `wrong`: the files that differ once it was run again.
+    """
+
+    share: float
+    tries: int
+    wrong: list[str]
 
 
 class Trial:
     """A command, the state that it begins from, and what it makes undisturbed."""
 
     def __init__(self, home: Path, name: str) -> None:
-        self.before, self.root, self.command = (
-            home / f"before-{name}",
-            home / "space",
-            COMMANDS[name],
-        )
+        self.before, self.root = home / f"before-{name}", home / "space"
+        self.command = COMMANDS[name]
         times = []
         for _ in range(3):
             self.restore()
@@ -224,15 +226,13 @@ class Trial:
         return sorted(path for path in found.keys() | self.expected.keys()
                       if found.get(path) != self.expected.get(path))  # fmt: skip
 
-    def run(
-        self, kills: int, by_time: bool, lot: random.Random
-    ) -> Iterator[tuple[float, int, list[str]]]:
-        """Yield the share at which each kill met it, after how many tries, and what differs."""
+    def run(self, kills: int, by_time: bool, lot: random.Random) -> Iterator[Met]:
+        """Kill it in each of as many equal parts of its work."""
         for part in range(kills):
             share, tries = (part + lot.random()) / kills, 1
             while not self.killed(share, by_time):
                 share, tries = 0.9 * share, tries + 1
-            yield share, tries, self.differences()
+            yield Met(share, tries, self.differences())
 
 
 def begin_each(home: Path, asked: list[str]) -> None:
@@ -266,7 +266,7 @@ def main() -> None:
     from dop_fast.interop import graphs  # noqa: F401
 
     torch.set_num_threads(1)
-    lot, failed = random.Random(asked.seed), []
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
         names = asked.commands or [*COMMANDS]
         begin_each(Path(folder), names)
@@ -274,10 +274,11 @@ def main() -> None:
             trial = Trial(Path(folder), name)
             for by_time in (True, False):
                 of = f"{trial.time_s:.2f} s" if by_time else f"{trial.operations} operations"
+                lot = random.Random(f"{asked.seed} {name} {by_time}")  # alone as among others
                 done = list(trial.run(asked.kills, by_time, lot))
-                wrong = [f"{name} killed at {share:.3f} of {of}: {path}"
-                         for share, _, paths in done for path in paths]  # fmt: skip
-                tries = sum(tries for _, tries, _ in done)
+                wrong = [f"{name} killed at {met.share:.3f} of {of}: {path}"
+                         for met in done for path in met.wrong]  # fmt: skip
+                tries = sum(met.tries for met in done)
                 print(f"{name:<14} {len(done)} kills met it at work, of {tries}, "
                       f"in {of}: {len(wrong)} differences", flush=True)  # fmt: skip
                 failed += wrong
