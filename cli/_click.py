@@ -1,12 +1,8 @@
-"""The only Click plumbing: options made from settings, panels, errors, output."""
+"""The only Click plumbing: options made from settings, panels, output."""
 
 import dataclasses
-import errno
 import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +10,14 @@ from typing import Any, Literal
 import click
 
 from dop_fast.cli import _ranks
+from dop_fast.cli._failures import ENVIRONMENT, plain, style, there
 from dop_fast.cli._progress import log, progress
-from dop_fast.errors import ConfigError, DopFastError, nearest
+from dop_fast.errors import ConfigError, nearest
 from dop_fast.settings import StageConfig, span
 from dop_fast.workspace import Workspace, load
 
 Body = Callable[..., "Outcome"]
 
-INTERRUPTED = 130
-ENVIRONMENT = "DOPFAST"
-"""What the names of variables begin with; then come the command and the option."""
 SOURCES = "dopfast.sources"
 """Key of `Context.meta`: where defaults come from that are not those of dopfast.toml."""
 LAST_PANELS = ("Workspace", "Reproducibility", "Compute", "Output")
@@ -82,6 +76,10 @@ class Choice(click.Choice[str]):
         """Name the nearest word, or all of them where none is near."""
         return f"there is no {value!r}; {nearest(str(value), self.choices)}"
 
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """Name all words, in a line."""
+        return f"Choose from: {', '.join(self.choices)}"
+
 
 class Option(click.Option):
     """An option that knows its panel in the help."""
@@ -91,7 +89,18 @@ class Option(click.Option):
         self.panel = panel
 
 
-class Command(click.Command):
+class Helped(click.Command):
+    """What tells of `-h` as of every other option."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return the option that shows the help."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = "show this message, then stop"
+        return option
+
+
+class Command(Helped):
     """A command whose help shows an example and its options in panels."""
 
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
@@ -110,7 +119,7 @@ class Command(click.Command):
         panels: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record:
+            if record and isinstance(param, click.Option):  # arguments stand in the usage
                 panels.setdefault(getattr(param, "panel", "Output"), []).append(record)
         own = [panel for panel in panels if panel not in LAST_PANELS]
         for panel in (*own, *(panel for panel in LAST_PANELS if panel in panels)):
@@ -190,7 +199,9 @@ def _open_workspace(ctx: click.Context, param: click.Parameter, value: Path) -> 
     return workspace
 
 
-def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Parameter]:
+def _common(
+    *, workspace: bool, compute: bool, preview: bool, without: tuple[str, ...]
+) -> list[click.Parameter]:
     """Return the options that commands have in common."""
     stream = "number that every random stream follows from"
     if workspace:
@@ -214,8 +225,7 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
                    help="cpu, cuda, cuda:1; auto: the GPU if there is one")
         )  # fmt: skip
     shown = "what would be done" if preview else "every value and its source"
-    return [
-        *options,
+    options += [
         Option(["--force"], is_flag=True, help="replace what is there", panel="Output"),
         Option(["--dry-run"], is_flag=True, help=f"show {shown}, then stop", panel="Output"),
         Option(["--json"], is_flag=True, help="print one JSON object", panel="Output"),
@@ -224,6 +234,7 @@ def _common(*, workspace: bool, compute: bool, preview: bool) -> list[click.Para
             ["-v", "--verbose"], is_flag=True, help="log each step and its time", panel="Output"
         ),
     ]
+    return [option for option in options if option.name not in without]
 
 
 def command(
@@ -232,14 +243,15 @@ def command(
     workspace: bool = True,
     compute: bool = True,
     preview: bool = False,
+    without: tuple[str, ...] = (),
     ranks: _ranks.Who = "first",
 ) -> Callable[[Body], Command]:
     """Make a command of a body that returns an Outcome; the common options come with it.
 
-    With `preview` the body itself takes `dry_run`, and shows what it would do. `ranks`: who does
-    its work where torchrun started several.
+    With `preview` the body itself takes `dry_run`, and shows what it would do. `without`: common
+    options that would have no effect. `ranks`: who does its work where torchrun started several.
     """
-    options = _common(workspace=workspace, compute=compute, preview=preview)
+    options = _common(workspace=workspace, compute=compute, preview=preview, without=without)
 
     def decorate(body: Body) -> Command:
         def run(**values: Any) -> None:
@@ -289,9 +301,9 @@ def _machine(device: str) -> str:
 def _with_call(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
     call = Call(
         workspace=values.pop("workspace"),
-        seed=values.pop("seed"),
+        seed=values.pop("seed", 0),
         device=values.pop("device", "cpu"),
-        force=values.pop("force"),
+        force=values.pop("force", False),
         sources=_sources(ctx),
     )
     return {**values, "call": call}
@@ -321,7 +333,16 @@ def _show_values(ctx: click.Context, as_json: bool) -> None:
         return
     width = max(map(len, rows))
     for key, value in rows.items():
-        click.echo(f"{key:<{width}}  {value!s:<24} {sources[key]}")
+        click.echo(f"{key:<{width}}  {_as_given(value):<24} {sources[key]}")
+
+
+def _as_given(value: object) -> str:
+    """Return a value as an option or a variable would give it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _show(ctx: click.Context, outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
@@ -331,31 +352,20 @@ def _show(ctx: click.Context, outcome: Outcome, *, as_json: bool, quiet: bool) -
         click.echo(json.dumps(about, default=str))
         return
     for line in outcome.lines:
-        click.echo(_plain(line))
+        click.echo(plain(line))
     for line in outcome.warnings:
-        click.echo(_style(f"warning: {_plain(line)}", fg="yellow"), err=True)
+        click.echo(style(f"warning: {plain(line)}", fg="yellow"), err=True)
     if quiet:
         return
     for label, items in (("read", outcome.read), ("wrote", outcome.wrote)):
         for item in items:
-            click.echo(_style(f"{label:<6}{_plain(item)}", dim=True), err=True)
+            click.echo(style(f"{label:<6}{plain(item)}", dim=True), err=True)
     if outcome.next:
-        click.echo(_style("next  ", bold=True) + outcome.next, err=True)
-
-
-def _plain(text: str) -> str:
-    """Return a text with control characters escaped: names of files may hold what terminals obey.
-
-    So are bytes of a name that are no text, which cannot be printed.
-    """
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text
-    )
-
-
-def _style(text: str, **look: Any) -> str:
-    """Return a text in colour, unless NO_COLOR asks for none; Click leaves it out where piped."""
-    return text if os.environ.get("NO_COLOR") else click.style(text, **look)
+        source = ctx.get_parameter_source("workspace")
+        flag = source is not None and source.name == "COMMANDLINE"
+        given = ctx.params["workspace"] if flag else ""
+        folder = str(given.root if isinstance(given, Workspace) else given)
+        click.echo(style("next  ", bold=True) + plain(there(outcome.next, folder)), err=True)
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[str, ...]:
@@ -367,52 +377,3 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> tuple[
         rest = "  ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         lines.append(f"{row[0].ljust(widths[0])}  {rest}".rstrip())
     return tuple(lines)
-
-
-@contextmanager
-def failures(argv: list[str]) -> Iterator[None]:
-    """Turn known failures into a message, a hint and an exit code; leave bugs their traceback."""
-    try:
-        yield
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as error:
-        said = str(error.__cause__ or error)  # Click's Abort is caused by the interruption
-        _fail(argv, "interrupted", said or "interrupted; what is finished is kept",
-              "run the same command again to go on")  # fmt: skip
-        sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        ctx = getattr(error, "ctx", None)
-        hint = f"{ctx.command_path} --help" if ctx else "dopfast --help"
-        _fail(argv, "usage", error.format_message(), hint)
-        sys.exit(error.exit_code)
-    except DopFastError as error:
-        _fail(argv, type(error).__name__, error.message, error.hint)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(argv, "file", "the disk is full",
-                  "make room and run the same command again: what is finished is kept")  # fmt: skip
-        elif error.filename is None:  # not about a file: a bug
-            raise
-        else:
-            _fail(argv, "file", f"{error.strerror}: {error.filename}",
-                  "check the path and its permissions, then run it again")  # fmt: skip
-        sys.exit(1)
-
-
-def _asks_json(argv: list[str]) -> bool:
-    """Return whether JSON is asked for, of a command line that may not be one."""
-    name = f"{ENVIRONMENT}_{argv[0].upper()}_JSON" if argv else ""
-    return "--json" in argv or bool(click.BOOL.str_to_bool(os.environ.get(name, "")))
-
-
-def _fail(argv: list[str], kind: str, message: str, hint: str) -> None:
-    if not _ranks.tells_failure():
-        return
-    if _asks_json(argv):
-        click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
-        return
-    click.echo(_style("error: ", fg="red", bold=True) + _plain(message), err=True)
-    if hint:
-        click.echo(f"\nhint: {hint}", err=True)

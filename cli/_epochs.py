@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dop_fast.cli._failures import plain
 from dop_fast.cli._ranks import first
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def follow(steps: "Generator[str | Epoch, None, T]", total: int = 0) -> T:
             step = next(steps)
             done = 0 if isinstance(step, str) else step.epoch
             if first() and not quiet:
-                click.echo(step if isinstance(step, str) else _line(step, total), err=True)
+                click.echo(plain(step) if isinstance(step, str) else _line(step, total), err=True)
     except StopIteration as end:
         result: T = end.value
         return result

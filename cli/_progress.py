@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from dop_fast.cli import _ranks
+from dop_fast.cli._failures import plain
 
 if TYPE_CHECKING:
     from dop_fast.cli._bar import Bars
@@ -46,12 +47,16 @@ def without_bars() -> None:
 def track(items: Iterable[T], label: str | Callable[[T], str], total: int | None) -> Iterator[T]:
     """Pass `items` on, and show which of them is being worked on."""
     bars: Bars | None = click.get_current_context().meta.get(BARS)
+
+    def text(item: T) -> str:
+        return label if isinstance(label, str) else plain(label(item))
+
+    if bars is not None:
+        items = bars.over(items, label if isinstance(label, str) else text, total)
     last = ""
-    for item in items if bars is None else bars.over(items, label, total):
-        text = label if isinstance(label, str) else label(item)
-        if text != last:
-            log(text)
-        last = text
+    for item in items:
+        if text(item) != last:
+            log(last := text(item))
         yield item
 
 

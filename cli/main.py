@@ -8,7 +8,8 @@ import warnings
 import click
 
 from dop_fast import __version__
-from dop_fast.cli._click import ENVIRONMENT, failures
+from dop_fast.cli._click import Helped
+from dop_fast.cli._failures import ENVIRONMENT, failures
 
 COMMANDS = (
     "init", "train", "extract", "stitch", "prune", "finetune", "sweep", "sanity", "report", "show",
@@ -16,7 +17,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-class Pipeline(click.Group):
+class Pipeline(Helped, click.Group):
     """Lists the commands in pipeline order and imports the one that is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -42,7 +43,7 @@ class Pipeline(click.Group):
     cls=Pipeline,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": ENVIRONMENT},
 )
-@click.version_option(__version__, prog_name="dopfast")
+@click.version_option(__version__, prog_name="dopfast", help="show the version, then stop")
 def dopfast() -> None:
     """One-shot pruning at initialisation on discriminative image patches.
 

@@ -33,10 +33,14 @@ class RankError(DopFastError):
     """One of a job's ranks was lost, or disagrees with the others."""
 
 
+NAMED = 20  # words that a hint names at most
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint at the known word that is most like this one, else at all, if there is any."""
     names = list(known)
     near = difflib.get_close_matches(word, names, 1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"one of: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"one of: {', '.join(names[:NAMED])}{more}" if names else ""

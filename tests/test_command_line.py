@@ -165,7 +165,10 @@ def test_a_recipe_comes_between_the_file_and_the_default(
     assert found["keep_every"]["source"] == "default"
 
 
-@pytest.mark.parametrize("name", [name for name in IN_WORKSPACE if name != "sweep"])  # shows cells
+@pytest.mark.parametrize(
+    "name",  # sweep shows cells; on the others no number has an effect
+    [name for name in IN_WORKSPACE if name not in ("sweep", "report", "show", "export", "verify")],
+)
 def test_the_seed_is_the_workspace_s_unless_another_is_given(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -272,6 +275,56 @@ def test_a_verbose_command_logs_each_step_with_its_time(
     again = run("extract", "-w", tmp_path)
     assert again.out == told.out and " s  " not in again.err
     assert not run("extract", "-w", tmp_path, "-v", "-q").err.count(" s  ")
+
+
+def test_commands_that_come_next_are_for_the_workspace_that_was_named(
+    run: Run, tmp_path: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = tmp_path / "my space"
+    made = run("init", "-w", space, "--data", tiny_images)
+    assert f"next  dopfast train -w '{space}'\n" in made.err
+    failed = run("stitch", "--workspace", space)
+    assert f"hint: run: dopfast extract -w '{space}'\n" in failed.err
+    assert f"dopfast init -w {tmp_path} --data DIR" in run("stitch", "-w", tmp_path).err
+    assert "hint: dopfast stitch --help\n" in run("stitch", "-w", space, "--sigme", "1").err
+    monkeypatch.setenv("DOPFAST_WORKSPACE", str(space))  # which holds for the next command too
+    assert "hint: run: dopfast extract\n" in run("stitch").err
+
+
+def test_values_are_shown_as_they_would_be_given(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dopfast.toml").touch()
+    told = run("sanity", "-w", tmp_path, "--dry-run")
+    shown = {words[0]: words[1:] for words in map(str.split, told.out.splitlines())}
+    assert shown["material"] == ["available", "default"]
+    assert shown["criterion"] == ["snip,grasp", "default"]
+    assert shown["finetune"] == ["false", "default"]
+    told = run("export", "csr", "-w", tmp_path, "--dry-run")
+    assert ["output", "default"] in map(str.split, told.out.splitlines())
+
+
+def test_no_command_shows_the_help_and_no_error(run: Run) -> None:
+    told = run()
+    assert told.code == 2 and told.err.startswith("Usage: dopfast") and "error" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["show"], "Choose from: concepts, stitched, segments", "dopfast show --help"),
+        (["export", "onxx"], "there is no 'onxx'; did you mean 'onnx'?", "dopfast export --help"),
+        (["stitch", "--sigma"], "'--sigma' requires an argument", "dopfast stitch --help"),
+        (["export", "dense", "--run", "nope"], "there is no run nope", "dopfast finetune"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line_and_what_is_right_in_the_next(
+    run: Run, tmp_path: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str, hint: str,
+) -> None:  # fmt: skip
+    begin(tmp_path, tiny_images)
+    monkeypatch.chdir(tmp_path)
+    told = run(*arguments)
+    first, *_, last = told.err.splitlines()
+    assert message in first and last.startswith("hint: ") and last.endswith(hint)
 
 
 class Terminal(io.StringIO):

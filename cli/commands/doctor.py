@@ -6,8 +6,8 @@ from typing import Any
 from dop_fast.cli._click import Outcome, command, table
 
 
-@command("dopfast doctor", workspace=False, compute=False)
-def doctor(seed: int, force: bool) -> Outcome:
+@command("dopfast doctor", workspace=False, compute=False, without=("seed", "force"))
+def doctor() -> Outcome:
     """Check this machine: versions, devices, kernels, disk.
 
     Each kernel runs once beside its reference. The output is text for a bug report.

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command, completes
+from dop_fast.cli._click import Call, Choice, Option, Outcome, command, completes
 from dop_fast.workspace import EXPORTS
 
 if TYPE_CHECKING:
     from dop_fast.interop import Exported
 
 
-@command("dopfast export onnx --run grasp-stitched-0.95-s0", compute=False)
-@click.argument("kind", type=click.Choice(list(EXPORTS)))
+@command("dopfast export onnx --run grasp-stitched-0.95-s0", compute=False, without=("seed",))
+@click.argument("kind", type=Choice(list(EXPORTS)))
 @click.option("--run", default="", cls=Option, panel="Input",
               help="trained network  [default: the run that was finished last]",
               shell_complete=completes("runs"))  # fmt: skip

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from dop_fast.cli._click import ENVIRONMENT, Option, Outcome, command
+from dop_fast.cli._click import Option, Outcome, command
+from dop_fast.cli._failures import ENVIRONMENT
 from dop_fast.cli._progress import without_bars
 
 

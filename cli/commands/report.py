@@ -4,7 +4,7 @@ from dop_fast.cli._click import Call, Outcome, command
 from dop_fast.cli._progress import track
 
 
-@command("dopfast report", compute=False)
+@command("dopfast report", compute=False, without=("seed", "force"))
 def report(call: Call) -> Outcome:
     """Write everything on one HTML page.
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import click
 
-from dop_fast.cli._click import Call, Option, Outcome, command
+from dop_fast.cli._click import Call, Choice, Option, Outcome, command
 
 SHEETS = ("concepts", "stitched", "segments")
 
 
-@command("dopfast show concepts --class tulips -o tulips.png", compute=False)
-@click.argument("what", type=click.Choice(SHEETS))
+@command(
+    "dopfast show concepts --class tulips -o tulips.png", compute=False, without=("seed", "force")
+)
+@click.argument("what", type=Choice(SHEETS))
 @click.option(
     "--class", "name", default="", cls=Option, panel="Data", help="class  [default: the first]"
 )

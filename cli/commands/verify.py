@@ -8,7 +8,7 @@ from dop_fast.cli._progress import track
 NAMED = 5  # damaged files that are named before the rest is counted
 
 
-@command("dopfast verify", compute=False)
+@command("dopfast verify", compute=False, without=("seed", "force"))
 def verify(call: Call) -> Outcome:
     """Read everything back and find damage.
 

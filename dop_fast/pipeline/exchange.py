@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dop_fast import disk, interop, masks, models, runs
-from dop_fast.errors import StoreError
+from dop_fast.errors import StoreError, nearest
 from dop_fast.interop import Exported
 from dop_fast.masks import MaskSet
 from dop_fast.pipeline.networks import IMPORTED, open_mask, prepare_as
@@ -56,7 +56,14 @@ def _last_run(workspace: Workspace) -> str:
 
 
 def _trained(workspace: Workspace, classes: int, name: str) -> tuple[nn.Module, MaskSet]:
-    found = runs.read(workspace.run(name))
+    folder = workspace.run(name)
+    if not folder.is_dir():
+        known = [run.name for run in runs.finished_runs(workspace.runs)]
+        raise StoreError(
+            f"there is no run {name} in {workspace.runs}",
+            nearest(name, known) or "make one: dopfast finetune",
+        )
+    found = runs.read(folder)
     if not found.finished:
         raise StoreError(f"the run {name} is not finished", "run the same dopfast finetune again")
     facts = found.about.facts

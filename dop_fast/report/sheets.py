@@ -1,7 +1,6 @@
 """Contact sheets for looking at a store without a browser: plain RGB images."""
 
 import contextlib
-import difflib
 import textwrap
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dop_fast.concepts.segments import label_maps
 from dop_fast.config import ExtractConfig
-from dop_fast.errors import ConfigError, StoreError
+from dop_fast.errors import ConfigError, StoreError, nearest
 from dop_fast.images import ImageSet, open_images
 from dop_fast.report import gallery, tiles
 from dop_fast.report.table import estimate
@@ -61,8 +60,7 @@ def _class_id(classes: Sequence[str], name: str) -> int:
     if not name:
         return 0
     if name not in classes:
-        near = difflib.get_close_matches(name, classes, 3)
-        raise ConfigError(f"there is no class {name!r}", f"nearest: {', '.join(near or classes)}")
+        raise ConfigError(f"there is no class {name!r}", nearest(name, classes))
     return classes.index(name)
 
 

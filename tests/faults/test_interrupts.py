@@ -36,6 +36,7 @@ PLACES: tuple[tuple[Any, str], ...] = (
     (disk, "replacing"), (os, "fsync"),  # the last while something is being written
 )  # fmt: skip
 ENDLESS, DEMO = ("demo",), 12  # what takes minutes is not run to its end, but to this moment
+UNFORCED = ("report", "show", "verify", "doctor", *ENDLESS)
 RESUMED = ("extract", "stitch", "demo")  # what they have begun is marked as partial
 
 
@@ -71,8 +72,9 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
     monkeypatch.setattr(demo, "write_images", partial(demo.write_images, train=8, val=2))
     moments = Moments(monkeypatch)
     command = [name, *ARGUMENTS.get(name, "").split()]
-    if name not in ENDLESS:
+    if name not in UNFORCED:
         command.append("--force")
+    if name not in ENDLESS:
         fresh()
         assert run(*command).code == 0
     last = moments.count or DEMO
