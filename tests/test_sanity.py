@@ -158,6 +158,23 @@ def test_a_study_goes_on_where_it_was_interrupted(
     assert rest.calls == 2 * 2  # two cells were there; the score that was under way is lost
 
 
+def test_force_measures_again_what_is_asked_for_and_keeps_the_rest(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, one = of(space, material=("images", "stitched")), of(space, material=("images",))
+    use(monkeypatch, Linear(4.0))
+    sanity.measure(both)
+    before = sanity.read(both.path)["reliability"]
+    again = use(monkeypatch, Linear(5.0))
+    sanity.measure(one, force=True)
+    after = sanity.read(both.path)["reliability"]
+    assert after.keys() == before.keys() and again.calls
+    assert {key.split("/")[1] for key in after if after[key] != before[key]} == {"images"}
+    both.path.write_text("{")
+    sanity.measure(one, force=True)  # over a damaged file too
+    assert {key.split("/")[1] for key in sanity.read(both.path)["reliability"]} == {"images"}
+
+
 def test_more_splits_or_a_larger_budget_add_to_what_is_there(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

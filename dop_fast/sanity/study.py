@@ -150,7 +150,9 @@ class Results:
     def __init__(self, study: Study, *, force: bool = False) -> None:
         self._path = study.path
         self._content: dict[str, Any] = {part: {} for part in PARTS}
-        if self._path.is_file() and not force:
+        if force:
+            self._content |= _others(study)
+        elif self._path.is_file():
             found = read(self._path)
             if found["about"] != study.about:
                 wrong = [k for k, v in study.about.items() if found["about"].get(k) != v]
@@ -178,6 +180,25 @@ class Results:
         self._content[part][key] = dict(row)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(self._path, self._content)
+
+
+def _others(study: Study) -> dict[str, dict[str, Any]]:
+    """Return the results that are there of criteria and materials that are not asked for.
+
+    None where the file is of something else, or damaged.
+    """
+    try:
+        found = read(study.path)
+    except (StoreError, FileNotFoundError):
+        return {}
+    if found["about"] != study.about:
+        return {}
+
+    def other(key: str) -> bool:
+        criterion, material, *_ = key.split("/")
+        return criterion not in study.config.criterion or material not in study.materials
+
+    return {part: {key: row for key, row in found[part].items() if other(key)} for part in PARTS}
 
 
 def read(path: Path) -> dict[str, Any]:
