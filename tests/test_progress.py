@@ -64,5 +64,12 @@ def test_each_stage_shows_what_it_is_working_on(
     assert shown("stitch", *space) == [(f"stitching {name}", 3) for name in CLASSES]
     assert shown("prune", *space, "--batch-size", "2") == [("snip-stitched-0.9-s0", 3)] * 3
     assert shown("prune", *space, "--batch-size", "2") == []  # it is there
+    assert shown("verify", *space)[:2] == [
+        ("read patches.zarr", None),
+        ("read patches.zarr/classes/0", None),
+    ]
     finetuned = [label for label, _ in shown("finetune", *space)]
     assert finetuned.count("epoch 1/1") == 3
+    assert shown("report", *space) == [
+        *((f"drawing {name}", 3) for name in CLASSES), *[("drawing stitched patches", 3)] * 3,
+    ]  # fmt: skip

@@ -18,7 +18,7 @@ def verify(call: Call) -> Outcome:
     from dop_fast import integrity
     from dop_fast.errors import StoreError
 
-    found = list(track(integrity.verify(call.workspace), "verifying", None))
+    found = list(track(integrity.verify(call.workspace), lambda one: f"read {one.path}", None))
     damaged = [one for one in found if one.state == integrity.DAMAGED]
     if damaged:
         rest = len(damaged) - NAMED

@@ -65,7 +65,7 @@ def build(
     classes = known.classes if known else ()
     same = store is not None and train is not None and train.fingerprint == store.header.data
     masked = [layers.card(name, mask, made[name]) for name, mask in kept.items()]
-    cards = gallery.classes(store, train if same else None) if store else ()
+    cards = gallery.classes(store, train if same else None, track) if store else ()
     settings = facts.settings(workspace, facts.used(store, runs, kept))
     content = {
         "title": _title(workspace),
@@ -82,8 +82,8 @@ def build(
         "store": store,
         "pictures": same,
         "classes": classes,
-        "cards": track(cards, "drawing", len(classes)),
-        "stitching": gallery.stitching(store) if store else None,
+        "cards": cards,
+        "stitching": gallery.stitching(store, track) if store else None,
         "look": look,
         "colours": {ways.key(way): css for way, css in look.items()},
         "studies": studies,

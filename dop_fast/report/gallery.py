@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from dop_fast.images import ImageSet
 from dop_fast.report import charts, tiles
 from dop_fast.report.table import Estimate, estimate
 from dop_fast.stores import PatchStore
-from dop_fast.types import Array, ClassConcepts
+from dop_fast.types import Array, ClassConcepts, Track, untracked
 
 QUALITY, EFFORT = 72, 2
 """Of WebP, 0 to 100 and 0 to 6: more effort saves 6 % of the bytes for twice the time."""
@@ -100,7 +100,7 @@ class Stitching:
     coverage: Array
     reached: int
     histogram: Markup
-    cards: Iterator[PatchCard]
+    cards: Iterable[PatchCard]
 
 
 def picture(image: Image.Image) -> Picture:
@@ -111,16 +111,19 @@ def picture(image: Image.Image) -> Picture:
     return Picture(f"data:image/webp;base64,{text}", image.width, image.height)
 
 
-def classes(store: PatchStore, train: ImageSet | None) -> Iterator[ClassCard]:
+def classes(
+    store: PatchStore, train: ImageSet | None, track: Track = untracked
+) -> Iterator[ClassCard]:
     """Return every class's concepts; without its images, their numbers alone."""
-    level = detail(len(store.header.classes))
+    names = store.header.classes
+    level = detail(len(names))
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for class_id, name in enumerate(store.header.classes):
+        for class_id in track(range(len(names)), lambda i: f"drawing {names[i]}", len(names)):
             found = store.concepts(class_id)
             draw = partial(_concept, store, found, train=train, layout=level.film)
             cards = tuple(pool.map(draw, range(min(level.concepts, len(found.concepts)))))
             hidden = len(found.concepts) - len(cards)
-            yield ClassCard(name, len(found.segments), cards, hidden, level == LEAST)
+            yield ClassCard(names[class_id], len(found.segments), cards, hidden, level == LEAST)
 
 
 def _concept(
@@ -141,19 +144,20 @@ def _concept(
     )
 
 
-def stitching(store: PatchStore) -> Stitching | None:
+def stitching(store: PatchStore, track: Track = untracked) -> Stitching | None:
     """Return the stitched patches' coverage and a few of each class; None where there are none."""
     about = store.stitching
     if about is None:
         return None
     coverage = store.coverage()
+    cards = _patches(store, coverage.reshape(-1, about["per_class"]))
     label = f"\N{GREEK SMALL LETTER SIGMA} = {about['sigma']:g}"
     return Stitching(
         about["sigma"],
         coverage,
         int((coverage >= about["sigma"]).sum()),
         charts.histogram(coverage, about["sigma"], label),
-        _patches(store, coverage.reshape(-1, about["per_class"])),
+        track(cards, "drawing stitched patches", len(store.header.classes)),
     )
 
 
