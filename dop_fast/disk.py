@@ -37,6 +37,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     if path.parent.name.endswith(mine):  # a part of what is being written whole
         yield path
         return
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null would be no more
+        raise StoreError(f"{path} is no plain file", "name another file")
     folder = path.with_name(path.name + mine)
     partial, whole = folder / path.name, path.with_name(f"{path.name}.{claims.owner()}.w.partial")
     _clear(path)

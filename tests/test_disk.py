@@ -71,6 +71,15 @@ def test_another_failure_is_told_of_the_file_that_was_meant(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(StoreError, match=f"{name} is no plain file"):
+            disk.write(tmp_path / name, b"")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
 def elsewhere(code: str) -> None:
     """Run code in another process, to its end."""
     lead = "import os, signal, sys; from pathlib import Path; from dop_fast import disk; "
