@@ -77,6 +77,15 @@ class Claims:
         owner = _read(path)
         return f"{str(owner.get('machine', '?')).split(' ')[0]}, process {owner.get('pid', '?')}"
 
+    def tidy(self) -> None:
+        """Give back what processes had that are gone."""
+        names = {path.name.removesuffix(".claim") for path in self.folder.glob("*.claim")}
+        for key in {name.rpartition(".")[0] for name in names}:
+            claim = self.take(key)
+            if claim:
+                with claim:
+                    pass
+
     def fail(self, key: str, message: str) -> None:
         """Note that the work on `key` failed, so that no process tries it again by itself."""
         (self.folder / f"{key}.failed").write_text(message, encoding="utf-8")

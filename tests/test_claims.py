@@ -131,6 +131,21 @@ def test_the_claim_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path:
         child.send_signal(signal.SIGKILL)
     taken = Claims(tmp_path).take("a")
     assert taken is not None and taken.held
+    with taken:
+        Claims(tmp_path).tidy()
+        assert taken.held
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_dead_have_claimed_can_be_given_back(tmp_path: Path) -> None:
+    claims, mine = Claims(tmp_path), Claims(tmp_path).take("mine")
+    assert mine is not None
+    for key in ("a", "b.c"):
+        dead = claims.take(key)
+        assert dead is not None
+        os.utime(dead.path, (time.time() - 2 * STALE_S,) * 2)
+    claims.tidy()
+    assert list(tmp_path.iterdir()) == [mine.path]
 
 
 def test_failures_are_left_alone_until_the_next_start(tmp_path: Path) -> None:

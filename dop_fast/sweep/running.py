@@ -182,6 +182,8 @@ def run(
         if finished:
             done_here.append(cell.run)
             after_cell()
+    for claims in (book.claims, Claims(book.space.claims)):
+        claims.tidy()  # a process that was killed after its last cell comes back to none
     return tuple(done_here)
 
 
