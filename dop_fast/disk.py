@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from filecmp import cmp
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -94,6 +95,14 @@ def _age(left: Path) -> float:
         return time.time() - left.stat().st_mtime
     except FileNotFoundError:  # its process was done in this moment
         return 0.0
+
+
+def refuse_other(path: Path, made: Path) -> None:
+    """Raise StoreError where another file is at `path` already than was made to be there."""
+    if path.exists() and not cmp(path, made, shallow=False):
+        raise StoreError(
+            f"there is another file {path} already", "replace it: --force, or name another file"
+        )
 
 
 def only_begun(folder: Path, name: str) -> bool:

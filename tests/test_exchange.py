@@ -113,6 +113,18 @@ def test_another_file_that_is_there_is_kept_unless_forced(
     assert path.read_bytes() == made
 
 
+def test_show_replaces_no_file_that_it_did_not_make(space: Workspace) -> None:
+    photo = space.root / "photo.png"
+    command = ("show", "segments", "-o", str(photo))
+    told(space, *command)
+    told(space, *command)  # once more: the same is there
+    photo.write_bytes(b"the only one of her")
+    done = invoke(space, *command)
+    assert isinstance(done.exception, StoreError) and "--force" in done.exception.hint
+    assert photo.read_bytes() == b"the only one of her"
+    told(space, *command, "--force")
+
+
 @pytest.mark.parametrize("kind", ["dense", "prune", "csr", "masks"])
 def test_an_exported_mask_is_imported_as_it_was(space: Workspace, kind: str) -> None:
     file = told(space, "export", kind)["path"]

@@ -9,9 +9,7 @@ from dop_fast.cli._click import Call, Choice, Option, Outcome, command
 SHEETS = ("concepts", "stitched", "segments")
 
 
-@command(
-    "dopfast show concepts --class tulips -o tulips.png", compute=False, without=("seed", "force")
-)
+@command("dopfast show concepts --class tulips -o tulips.png", compute=False, without=("seed",))
 @click.argument("what", type=Choice(SHEETS))
 @click.option(
     "--class", "name", default="", cls=Option, panel="Data", help="class  [default: the first]"
@@ -42,4 +40,6 @@ def show(call: Call, what: str, name: str, image: int, output: Path | None) -> O
     sheet = sheets.show(call.workspace, what, name, image)
     with disk.replacing(path, 0) as partial:
         sheet.save(partial, "PNG")
+        if output and not call.force:
+            disk.refuse_other(path, partial)
     return Outcome(result={"sheet": path}, lines=(str(path),), wrote=(str(path),))  # fmt: skip

@@ -1,7 +1,6 @@
 """Networks and masks of a workspace, to other programs and from them."""
 
 from dataclasses import replace
-from filecmp import cmp
 from pathlib import Path
 
 import torch
@@ -31,10 +30,8 @@ def export(
     size = workspace.data.size
     with disk.replacing(path, sum(value.nbytes for value in model.parameters())) as partial:
         made = interop.export(partial, model, kept, kind, (3, size, size))
-        if path.exists() and not force and not cmp(path, partial, shallow=False):
-            raise StoreError(
-                f"there is another file {path} already", "replace it: dopfast export --force ..."
-            )
+        if not force:
+            disk.refuse_other(path, partial)
     return name, replace(made, path=path)
 
 
