@@ -275,6 +275,8 @@ def test_a_verbose_command_logs_each_step_with_its_time(
     again = run("extract", "-w", tmp_path)
     assert again.out == told.out and " s  " not in again.err
     assert not run("extract", "-w", tmp_path, "-v", "-q").err.count(" s  ")
+    rows = json.loads(run("extract", "-w", tmp_path, "--json").out)["classes"]
+    assert all(isinstance(row[key], float) for row in rows for key in ("tcav", "p"))
 
 
 def test_commands_that_come_next_are_for_the_workspace_that_was_named(

@@ -1,5 +1,7 @@
 """`dopfast extract`: the concepts of every class."""
 
+from typing import Any
+
 from dop_fast.cli._click import Call, Outcome, command, settings, table
 from dop_fast.cli._progress import track
 from dop_fast.config import ExtractConfig
@@ -23,9 +25,16 @@ def extract(call: Call, config: ExtractConfig) -> Outcome:
     columns = ("class", "segments", "concepts", "best TCAV", "p")
     return Outcome(
         result={"classes": rows, "layer": store.header.layer},
-        lines=table(columns, (tuple(row.values()) for row in rows)),
-        read=(call.workspace.data.path, store.header.layer),
+        lines=table(columns, map(_row, rows)),
+        read=(call.workspace.data.path, f"teacher, layer {store.header.layer}"),
         wrote=(str(store.path),),
         warnings=tuple(f"no significant concept in class {name}" for name in weak),
         next="dopfast stitch --sigma 0.75",
     )
+
+
+def _row(found: dict[str, Any]) -> tuple[object, ...]:
+    *counts, best, p = found.values()
+    if best is None:
+        return *counts, "-", "-"
+    return *counts, f"{best:.3f}", "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -145,8 +145,8 @@ def concept_table(store: PatchStore, alpha: float) -> tuple[list[dict[str, Any]]
                 "class": name,
                 "segments": len(found.segments),
                 "concepts": len(found.concepts),
-                "tcav": f"{best.tcav:.3f}" if best else "-",
-                "p": f"{best.p_value:.2g}" if best else "-",
+                "tcav": best.tcav if best else None,
+                "p": best.p_value if best else None,
             }
         )
         if not any(concept.significant(alpha) for concept in found.concepts):
