@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from dop_fast.errors import ConfigError, nearest
 
 T = TypeVar("T")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def setting(
@@ -54,7 +55,10 @@ class StageConfig:
             if key not in known:
                 raise ConfigError(f"[{where}] has an unknown key: {key}", nearest(key, known))
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**lists)
+        try:
+            return cls(**lists)
+        except ConfigError as error:
+            raise ConfigError(f"[{where}] {error.message}", error.hint) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and TOML."""
@@ -75,14 +79,15 @@ def is_remote(address: str | Path) -> bool:
 
 
 def _check_type(item: "dataclasses.Field[Any]", value: object) -> None:
-    expected = type(item.default)
-    items = [(expected, value)]
-    if isinstance(item.default, tuple) and isinstance(value, tuple):
+    of, many = type(item.default), ""
+    items: Iterable[object] = [value]
+    if isinstance(item.default, tuple):
         of = type(item.default[0]) if item.default else int  # n_segments alone has no default
-        items = [(of, one) for one in value]
-    if not all(_fits(one, kind) for kind, one in items):
+        items, many = value if isinstance(value, tuple) else [None], "a list, each "
+    if not all(_fits(one, of) for one in items):
+        shown = list(value) if isinstance(value, tuple) else value
         raise ConfigError(
-            f"{item.name} must be of type {expected.__name__}, got {value!r}",
+            f"{item.name} must be {many}{KINDS[of]}, got {shown!r}",
             f"{item.name}: {item.metadata['help']}",
         )
 

@@ -32,9 +32,9 @@ def test_sparsity_zero_is_allowed() -> None:
 
 
 def test_a_wrong_type_is_refused() -> None:
-    with pytest.raises(ConfigError, match="epochs must be of type int"):
+    with pytest.raises(ConfigError, match="epochs must be a whole number"):
         TrainConfig(epochs=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="epochs must be of type int"):
+    with pytest.raises(ConfigError, match="epochs must be a whole number"):
         TrainConfig(epochs=True)
 
 
