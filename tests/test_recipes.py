@@ -74,7 +74,7 @@ def test_a_workspace_and_a_sweep_may_name_a_recipe(tmp_path: Path) -> None:
         tmp_path, 0, *(workspace.DataConfig(), workspace.TeacherConfig(), workspace.ModelConfig()),
         {"finetune": {"recipe": "cifar", "lr": 0.2}},
     )  # fmt: skip
-    workspace.create(made)
+    workspace.create(made, force=True)
     assert workspace.load(tmp_path).stages["finetune"] == {"recipe": "cifar", "lr": 0.2}
     asked = sweep.load(sweep.find("cifar10-table1.toml")).finetune
     assert asked == TrainConfig(epochs=160, milestones=(0.5, 0.75))
