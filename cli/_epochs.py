@@ -1,6 +1,8 @@
 """How a long job is followed on the terminal: lines on stderr, the result at the end."""
 
+import math
 from collections.abc import Generator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -57,10 +59,10 @@ def _interrupted(done: int, total: int) -> str:
 
 
 def _line(epoch: "Epoch", total: int) -> str:
-    left = (total - epoch.epoch) * epoch.time_s / 60
+    left_s = math.ceil(max(0, total - epoch.epoch) * epoch.time_s)
     return (
         f"  epoch {epoch.epoch:>3}  lr {epoch.lr:<8.2g} loss {epoch.train_loss:<7.3f} "
         f"top-1 {epoch.top1:<7.2%} {epoch.images_per_s:,.0f} images/s"
         + (f"  average {epoch.ema_top1:.2%}" if epoch.ema_top1 is not None else "")
-        + (f"  {left:.0f} min left" if total else "")
+        + (f"  {timedelta(seconds=left_s)} left" if left_s else "")
     )
