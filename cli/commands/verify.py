@@ -28,12 +28,11 @@ def verify(call: Call) -> Outcome:
             + (f"; and {rest} more" if rest > 0 else ""),
             damaged[0].hint,
         )
+    counts = Counter(one.path.partition("/")[0] for one in found)
+    told = (*table(("what", "read"), counts.items()), "no damage found")
     return Outcome(
         result={"found": [vars(one) for one in found]},
-        lines=(
-            *table(("what", "read"), Counter(one.path.partition("/")[0] for one in found).items()),
-            "no damage found",
-        ),
+        lines=told if found else ("there is nothing to read yet",),
         read=(str(call.workspace.root),),
         warnings=tuple(
             f"{one.path} has no checksum: {one.about}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_space import Run
+from small_space import Run, begin
 
 from dop_fast import doctor
 
@@ -30,6 +30,11 @@ def test_a_whole_workspace_is_sound(space: Path, run: Run) -> None:
     seen = {one["path"] for one in found}
     assert {"patches.zarr", "patches.zarr/classes/2", "patches.zarr/stitched", "random.zarr"} < seen
     assert {"masks/snip-stitched-0.9-s0.safetensors", "teacher.safetensors"} < seen
+
+
+def test_a_new_workspace_has_nothing_to_read(tmp_path: Path, tiny_images: Path, run: Run) -> None:
+    begin(tmp_path, tiny_images)
+    assert run("verify", "-w", tmp_path).out == "there is nothing to read yet\n"
 
 
 def test_a_flipped_bit_is_found_in_any_file_that_has_a_checksum(space: Path, run: Run) -> None:
