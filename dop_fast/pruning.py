@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -205,8 +204,8 @@ def rounds(
 class _Reading:
     """Batches that `track` sees being read, round after round.
 
-    A round reads each chunk as often as the criterion has `PASSES`, but for those of which it
-    keeps in memory what it needs. So the place of a chunk counts, not how many were read before.
+    A round works on each chunk as often as the criterion has `PASSES`. The place of a chunk counts,
+    not how many were read before: of a job's ranks each has only some.
     """
 
     def __init__(self, job: Job, rounds: range, track: Track, what: str) -> None:
@@ -216,7 +215,6 @@ class _Reading:
         self._size = max(1, self._chunks * getattr(job.criterion, "PASSES", 1))
         self._first, self._round, self._begun = rounds.start + 1, 0, 0
         self._times: Counter[int] = Counter()
-        self._lock = Lock()  # several threads may read
         last, total = rounds.stop, self._size * len(rounds)
 
         def label(step: int) -> str:
@@ -239,11 +237,14 @@ class _Reading:
         return map(self.__getitem__, range(self._chunks))
 
     def __getitem__(self, at: int) -> Batch:
-        with self._lock:
-            self._reach(self._times[at] * self._chunks + at)
-            self._times[at] += 1
+        self.again(at)
         found: Batch = self._batches[at]
         return found
+
+    def again(self, at: int) -> None:
+        """Go on to a chunk, which is read or was kept in memory."""
+        self._reach(self._times[at] * self._chunks + at)
+        self._times[at] += 1
 
     def _reach(self, step: int) -> None:
         """Go on to a step of this round."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """From logits [n classes] and labels [n] to the mean over the batch."""
 Scores: TypeAlias = "dict[str, Tensor]"
 """By parameter name, shaped as the weight, finite, detached; higher = keep."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """Batches that hear of it when one is worked on again without being read."""
+
+    def again(self, at: int) -> None:
+        """Hear of the one at this place."""
+        ...
 
 
 class Track(Protocol):

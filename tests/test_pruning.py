@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from dop_fast import criteria, masks, pruning
 from dop_fast.engine import derivatives
+from dop_fast.engine.sweeps import Recording
 from dop_fast.errors import ConfigError
 from dop_fast.masks import MaskSet
 from dop_fast.models import prunable
@@ -190,6 +191,21 @@ def test_a_round_goes_on_behind_the_chunks_that_were_kept_in_memory(tmp_path: Pa
     drain(pruning.rounds(work, Plan(0.5, 2), tmp_path / "mask", {}, seen))
     assert reached == [1, 2, 3, 6, 7, 8, 9, 12]
     assert seen.labels[5:7] == ["mask, round 1 of 2", "mask, round 2 of 2"] and seen.total == 12
+
+
+def test_chunks_that_grasp_kept_in_memory_are_seen_when_it_is_at_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, reached, products = Seen(), [], Recording.products
+
+    def spied(self: Recording, vectors: Any) -> Any:
+        reached.append(len(seen.labels))
+        return products(self, vectors)
+
+    monkeypatch.setattr(Recording, "products", spied)
+    work = replace(job("grasp"), batches=chunks(*CHUNKS))
+    drain(pruning.rounds(work, Plan(0.5), tmp_path / "mask", {}, seen))
+    assert reached == [4, 5, 6] and seen.total == 6
 
 
 def test_rounds_that_are_done_are_not_seen_again(tmp_path: Path) -> None:

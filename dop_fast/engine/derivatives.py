@@ -23,7 +23,7 @@ from dop_fast.engine.sweeps import Recording
 from dop_fast.engine.tape import Slope, Unsupported
 from dop_fast.errors import DataError, ModelError
 from dop_fast.models import prunable, twin
-from dop_fast.types import Batch, Batches, Loss
+from dop_fast.types import Batch, Batches, Loss, Watched
 
 Precision: TypeAlias = Literal["exact", "fast"]
 """exact: in the model's type throughout. fast: the forward so, all after it in bfloat16, sums in
@@ -113,13 +113,21 @@ def hessian_gradient(
             return chunk.products([g])[0]
 
         # in order: sums must not depend on the memory that is free
-        held = (kept.pop(0) for _ in range(done))
-        again = threads.spread(lambda pair: (second(pair[0]), pair[1]), held)
+        again = threads.spread(lambda pair: (second(pair[0]), pair[1]), _held(kept, batches))
         rest = scene.each(batches, second, done) if done < slope.rounds else ()
         for slopes, count in chain(again, rest):
             product.add(slopes, count)
             del slopes
         return product.finite("the Hessian's product with the gradient")
+
+
+def _held(kept: list[tuple[Chunk, int]], batches: Batches) -> Iterator[tuple[Chunk, int]]:
+    """Yield the chunks that were kept and their sizes, and forget them."""
+    world = ranks.here()
+    for number in range(len(kept)):
+        if isinstance(batches, Watched):
+            batches.again(number * world.count + world.rank)
+        yield kept.pop(0)
 
 
 def hessian_products(
