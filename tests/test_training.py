@@ -135,7 +135,10 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, amp:
     assert [row["epoch"] for row in runs.metrics(tmp_path / "broken")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("written", range(8))
+RENAMED = 14  # two epochs, the first of them the best, write seven files with two renames each
+
+
+@pytest.mark.parametrize("written", range(RENAMED + 1))
 def test_a_kill_while_writing_leaves_an_epoch_to_go_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
@@ -153,7 +156,7 @@ def test_a_kill_while_writing_leaves_an_epoch_to_go_on_from(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
-        if written == 7:  # two epochs, the first of them the best, make seven writes
+        if written == RENAMED:
             list(fit(tmp_path / "killed", network(), config))
         else:
             with pytest.raises(KeyboardInterrupt):
