@@ -7,14 +7,13 @@ group. Masks, checkpoints and weights: every byte. JSON files have no checksum, 
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zarr
 
 from dop_fast import places, runs, seals, stores
-from dop_fast.config import StitchConfig
 from dop_fast.errors import DopFastError, StoreError
 from dop_fast.pipeline.discovery import RANDOM
 from dop_fast.places import Place
@@ -23,14 +22,9 @@ from dop_fast.workspace import Workspace
 BLOCK = 64
 """Rows that are read at once: one shard of stitched patches."""
 SOUND, DAMAGED, UNKNOWN = "sound", "damaged", "no checksum"
-UNSEALED = "its metadata were written before they got one; what it holds was read"
 MADE = (runs.METRICS, runs.WEIGHTS)
 """What every finished run has."""
 TRAIN_AGAIN = "train it again: dopfast train --force"
-NAMES = {"schema", "version", "dopfast", "header", "key", "seed", "finished"} | {
-    field.name for field in fields(StitchConfig)
-}
-"""Attributes of groups, but for the checksum's."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +73,14 @@ def _store(place: Place, workspace: Workspace, hint: str) -> Iterator[Finding]:
     own = stores.STITCH_AGAIN if place.name == "stitched" else hint
     below: list[str] = []
     arrays: list[Any] = []
-    state = SOUND
     try:
         with warnings.catch_warnings(), places.reading(place, own):
             warnings.simplefilter("error")  # Zarr passes over what it does not know
             group = place.group()
             below = sorted(_groups(place, group))
             arrays = [array for _, array in group.arrays()]
-            if arrays or not place.name:
-                state = _metadata(place, group)
+            if (arrays or not place.name) and place.broken():
+                raise ValueError("its metadata are not those that were written")
             for array in arrays:
                 place.refuse_gaps(array)
                 for start in range(0, array.shape[0], BLOCK):
@@ -96,7 +89,7 @@ def _store(place: Place, workspace: Workspace, hint: str) -> Iterator[Finding]:
         yield Finding(name, DAMAGED, error.message, error.hint)
     else:
         if arrays or not place.name:
-            yield Finding(name, state, UNSEALED if state == UNKNOWN else "")
+            yield Finding(name, SOUND)
     for key in below:
         yield from _store(place / key, workspace, hint)
 
@@ -110,19 +103,6 @@ def _groups(place: Place, group: zarr.Group) -> set[str]:
         header: Any = Place(place.address).group().attrs["header"]
         found |= {str(class_id) for class_id in range(len(header["classes"]))}
     return {key for key in found if not key.endswith(".partial")}
-
-
-def _metadata(place: Place, group: zarr.Group) -> str:
-    """Return the state of a group's metadata: SOUND, or UNKNOWN where they never had a checksum.
-
-    ValueError where they are not those that were written. A name that no group has may be what
-    damage has made of the checksum's.
-    """
-    if places.SEAL not in group.attrs and set(group.attrs) <= NAMES:
-        return UNKNOWN
-    if place.broken():
-        raise ValueError("its metadata are not those that were written")
-    return SOUND
 
 
 def _sealed(path: Path, workspace: Workspace, hint: str) -> Finding:

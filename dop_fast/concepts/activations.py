@@ -43,7 +43,8 @@ class Probe:
         model = copy.deepcopy(teacher).eval().requires_grad_(False)
         fold(model, layer)
         self._model = model.to(device).to(memory_format=torch.channels_last)
-        self._own = local()  # each thread's
+        self._own = local()
+        self._own.model = self._model  # this thread's
         self._halves = split(self._model, layer)
         if self._halves and self.dtype == torch.bfloat16:
             trunk, head = cast(self._halves[0]), self._halves[1]
@@ -59,11 +60,17 @@ class Probe:
     def activations(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the layer's output for each batch, [k c h w], [k tokens c] or [k c].
 
-        Float32, or bfloat16 where the layer computes in it. On a CPU as many batches at once as
-        `threads` says, and one more asked for.
+        Float32, or bfloat16 where the layer computes in it. Asks for `ahead` batches before it is
+        done with the first of them: on a CPU one for each thread that `threads` says, and another.
         """
-        turns = threads.spread if self.device.type == "cpu" else map
+        turns = map if self.ahead == 1 else threads.spread
         yield from turns(self._activation, batches)
+
+    @property
+    def ahead(self) -> int:
+        """How many batches are in use at once."""
+        several = self.device.type == "cpu" and threads.width() > 1
+        return threads.width() + 1 if several else 1
 
     @torch.inference_mode()
     def _activation(self, batch: Tensor) -> Tensor:

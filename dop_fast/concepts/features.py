@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dop_fast import threads
 from dop_fast.concepts.activations import Probe, pool
 from dop_fast.config import DataConfig, ExtractConfig
 from dop_fast.errors import ModelError
@@ -118,7 +117,7 @@ class Exact:
         size = sources.shape[1]
         most = at_once(self.config, size, self.probe.device)
         entry = Entry(size, self.config.fill, self.data.mean, self.data.std)
-        shape = (threads.width() + 1, min(most, len(index)), size, size, 3)
+        shape = (self.probe.ahead, min(most, len(index)), size, size, 3)
         memory = cycle(torch.empty(shape, dtype=self.probe.dtype, device=sources.device))
         for start in range(0, len(index), most):
             out = next(memory)

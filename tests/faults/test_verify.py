@@ -67,31 +67,16 @@ def test_what_is_missing_is_found(space: Path, run: Run, name: str) -> None:
     assert told.code == 1 and "patches.zarr" in told.err
 
 
-def unseal(group: Path) -> None:
-    """Make the group one of before there were checksums."""
-    content = json.loads((group / "zarr.json").read_text())
-    del content["attributes"]["crc32c"]
-    (group / "zarr.json").write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize(
     "name", ["patches.zarr", "patches.zarr/classes/1", "patches.zarr/stitched", "random.zarr"]
 )
-def test_a_group_of_before_is_told_to_have_no_checksum(space: Path, run: Run, name: str) -> None:
-    unseal(space / name)
+def test_a_group_without_its_checksum_is_found(space: Path, run: Run, name: str) -> None:
+    path = space / name / "zarr.json"
+    content = json.loads(path.read_text())
+    del content["attributes"]["crc32c"]
+    path.write_text(json.dumps(content))
     told = run("verify", "-w", space)
-    assert told.code == 0 and f"{name} has no checksum" in told.err
-
-
-def test_a_checksum_whose_name_is_damaged_is_no_group_of_before(space: Path, run: Run) -> None:
-    path = space / "patches.zarr/classes/1/zarr.json"
-    whole = path.read_bytes()
-    start = whole.index(b"crc32c")
-    for place in range(len(b"crc32c")):
-        damaged = bytearray(whole)
-        damaged[start + place] ^= 1
-        path.write_bytes(damaged)
-        assert run("verify", "-w", space).code == 1, bytes(damaged[start : start + 6])
+    assert told.code == 1 and name in told.err
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "metrics.jsonl"])
